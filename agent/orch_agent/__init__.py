@@ -1,0 +1,1 @@
+"""The node daemon: session, worker, task controllers, images, volumes, health."""

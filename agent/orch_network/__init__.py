@@ -1,0 +1,1 @@
+"""The network of a node: wanted state in, kernel state out."""

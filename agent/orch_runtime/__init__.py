@@ -1,0 +1,1 @@
+"""The container runtime: a plan in, an isolated process out."""

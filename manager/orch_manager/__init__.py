@@ -1,0 +1,1 @@
+"""The manager: store, control loops, dispatcher and control API."""

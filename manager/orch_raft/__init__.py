@@ -1,0 +1,1 @@
+"""Consensus: a replicated log with snapshots behind a small engine interface."""

@@ -1,0 +1,1 @@
+"""The wire contract: protobuf messages and services, defaults and limits."""

@@ -1,0 +1,1 @@
+"""Channels, servers and the mapping of errors to gRPC status."""
