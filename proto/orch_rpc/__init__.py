@@ -1,1 +1,1 @@
-"""Channels, servers and the mapping of errors to gRPC status."""
+"""How orch's processes speak to each other: channels, servers, errors on the wire, and the log lines they all write."""
