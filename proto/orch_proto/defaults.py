@@ -1,7 +1,8 @@
 """Every default and limit of orch, once: value, unit, bounds and the reason.
 
-``docs/defaults.md`` is generated from this table (``python proto/orch_proto/defaults_page.py``); code takes the values from the constants
-below, never from literals of its own. Where Swarm has a default it is Swarm's, and the reason says so.
+``docs/defaults.md`` is generated from this table (``python proto/orch_proto/defaults_page.py``); code takes the values
+from the constants below, never from literals of its own. Where Swarm has a default it is Swarm's; the
+reason says so.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ class Entry:
 _ENTRIES: list[Entry] = []
 
 
-def _integer(group: str, name: str, value: int, unit: Unit, kind: Kind, reason: str) -> int:
+def _integer(group: str, name: str, value: int, unit: Unit, kind: Kind, reason: str) -> int:  # noqa: PLR0917 - a table row
     _ENTRIES.append(Entry(group, name, value, unit, kind, reason))
     return value
 
 
-def _real(group: str, name: str, value: float, unit: Unit, kind: Kind, reason: str) -> float:
+def _real(group: str, name: str, value: float, unit: Unit, kind: Kind, reason: str) -> float:  # noqa: PLR0917 - a table row
     _ENTRIES.append(Entry(group, name, value, unit, kind, reason))
     return value
 
@@ -51,9 +52,14 @@ _G = "Services"
 REPLICAS: Final = _integer(_G, "replicas", 1, "count", "default", "Swarm's; Compose may leave replicas out")
 RESTART_DELAY_MS: Final = _integer(_G, "restart_policy.delay", 5_000, "ms", "default", "Swarm's")
 RESTART_MAX_DELAY_MS: Final = _integer(
-    _G, "restart back-off ceiling", 300_000, "ms", "default",
-    "a crash loop slows down to once in five minutes instead of Swarm's constant delay; a delay of 0 s stays 0 for the first failures",
-)  # fmt: skip
+    _G,
+    "restart back-off ceiling",
+    300_000,
+    "ms",
+    "default",
+    "a crash loop slows down to once in five minutes instead of Swarm's constant delay; "
+    "a delay of 0 s stays 0 for the first failures",
+)
 RESTART_BACKOFF_RESET_MS: Final = _integer(
     _G, "restart back-off reset", 600_000, "ms", "default", "a task that ran ten minutes is no crash loop"
 )

@@ -1,15 +1,18 @@
 """Generates the protobuf code beside the .proto files, or checks that it is fresh.
 
-Usage: ``python proto/orch_proto/generate.py [--check]``; with ``--check`` nothing is written and the exit status is 1 when a
-generated file differs from what the .proto files say.
+Usage: ``python proto/orch_proto/generate.py [--check]``; with ``--check`` nothing is written and the exit status is 1
+when a generated file differs from what the .proto files say.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import tempfile
 from pathlib import Path
+
+from grpc_tools import protoc
 
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent
@@ -17,8 +20,6 @@ ROOT = PACKAGE.parent
 
 def generate(target: Path) -> None:
     """Compiles every .proto file of the package into ``target``, which gets an ``orch_proto`` folder."""
-    from grpc_tools import protoc  # a development dependency: needed here alone
-
     files = sorted(str(path.relative_to(ROOT)) for path in PACKAGE.glob("*.proto"))
     arguments = [
         "protoc",
@@ -29,6 +30,8 @@ def generate(target: Path) -> None:
         f"--mypy_grpc_out=quiet:{target}",
         *files,
     ]
+    # The plug-ins stand beside the interpreter, whether or not its environment is activated.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     if protoc.main(arguments) != 0:
         sys.exit("generate: protoc failed, see above")
     for proto in PACKAGE.glob("*.proto"):
