@@ -89,7 +89,7 @@ stamp="$("$python" -c 'import sys; print(sys.version)') $(cat pyproject.toml req
 if [ "$(cat .venv/orch-stamp 2>/dev/null)" != "$stamp" ]; then
   say "making .venv (with $python)"
   [ -x .venv/bin/python ] && .venv/bin/python -c 'import pip' 2>/dev/null || "$python" -m venv --clear .venv
-  quiet=(--quiet --disable-pip-version-check --no-input)
+  quiet=(--quiet --quiet --disable-pip-version-check --no-input)
   # Packages first, each checked against its digest; then the project itself, built with the locked back end.
   .venv/bin/python -m pip install "${quiet[@]}" --require-hashes -r requirements-dev.lock
   .venv/bin/python -m pip install "${quiet[@]}" --no-deps --no-build-isolation --editable .
