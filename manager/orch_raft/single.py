@@ -99,13 +99,11 @@ class SingleMemberEngine:
         if self._writer is not None or self._stopping:
             raise EngineStopped("an engine is started once; make a new one")
         loop = asyncio.get_running_loop()
-        storage, recovered = await loop.run_in_executor(self._log_thread, self._open)
-        self._storage = storage
         try:
+            self._storage, recovered = await loop.run_in_executor(self._log_thread, self._open)
             await self._recover(recovered)
         except BaseException as error:
-            storage.close()
-            self._storage = None
+            self._release()
             if isinstance(error, FatalError):
                 self._fail(error)
             raise
@@ -126,12 +124,7 @@ class SingleMemberEngine:
         if self._snapshotter is not None:
             await asyncio.wait([self._snapshotter])
         self._refuse_waiting(EngineStopped("the engine was stopped"))
-        loop = asyncio.get_running_loop()
-        if self._storage is not None:
-            await loop.run_in_executor(self._log_thread, self._storage.close)
-            self._storage = None
-        for executor in (self._log_thread, self._snapshot_thread):
-            executor.shutdown(wait=False)
+        self._release()
         if self._failure is None:
             self._step_down(Role.STOPPED)
         self._stopped.set()
@@ -211,6 +204,14 @@ class SingleMemberEngine:
         )
 
     # ---- inside ----------------------------------------------------------------------------------
+
+    def _release(self) -> None:
+        """Close the folder and end the threads, which are idle now."""
+        if self._storage is not None:
+            self._storage.close()
+            self._storage = None
+        self._log_thread.shutdown(wait=False)
+        self._snapshot_thread.shutdown(wait=False)
 
     def _open(self) -> tuple[Storage, RecoveredState]:
         return open_storage(self._folder, files=self._files, options=self._options, observer=self._observer)

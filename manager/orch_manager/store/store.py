@@ -6,6 +6,7 @@ and each is still atomic.
 """
 
 import asyncio
+import inspect
 import logging
 import time
 from collections import deque
@@ -29,6 +30,8 @@ R = TypeVar("R")
 
 #: Writers that may wait; bounds memory, more are refused.
 MAX_WAITING_UPDATES = 10_000
+#: Time the functions of one batch may hold the event loop, unless a single one takes longer.
+_BATCH_BUDGET_S = 0.01
 #: Pause before asking again whether a write of unknown outcome has settled.
 _SETTLE_RETRY_S = 0.1
 
@@ -229,13 +232,16 @@ class Store:
                 batch = self._run_waiting()
                 if batch.transactions:
                     await self._commit(batch)
+                else:
+                    await asyncio.sleep(0)
 
     def _run_waiting(self) -> _Batch:
         """Run the functions that wait, until they fill an entry."""
         overlay = Overlay(self._state)
         now_unix_ms = self._clock_unix_ms()
         batch = _Batch([], [])
-        while self._waiting and batch.changes < TRANSACTION_CHANGES:
+        until_s = time.monotonic() + _BATCH_BUDGET_S
+        while self._waiting and batch.changes < TRANSACTION_CHANGES and time.monotonic() < until_s:
             update = self._waiting[0]
             if not update.done.done() and not self._run(update, batch, Transaction(overlay, now_unix_ms)):
                 break
@@ -246,6 +252,9 @@ class Store:
         """Run one function; False when its changes do not fit into the batch, so that it must run again in the next."""
         try:
             result = update.function(transaction)
+            if inspect.iscoroutine(result):
+                result.close()
+                raise TypeError("a function given to the store must not be async: it runs at one moment of the state")  # noqa: TRY301  # one place undoes and tells
             changes = transaction.changes
             if not changes.changes:
                 _succeed(update, result)

@@ -105,6 +105,7 @@ class ChangeSignal:
         self._kinds = kinds
         self._changed: set[Kind] = set()
         self._wake = asyncio.Event()
+        self.closed = False
 
     def take(self) -> frozenset[Kind]:
         """The kinds that changed since the last call."""
@@ -114,7 +115,9 @@ class ChangeSignal:
         return changed
 
     async def wait(self, timeout_s: float | None = None) -> frozenset[Kind]:
-        """Wait until something changed, or `timeout_s` has passed; then as `take`. Empty: nothing changed."""
+        """Wait until something changed, or `timeout_s` has passed; then as `take`. Empty: nothing did, or closed."""
+        if self.closed:
+            return self.take()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._wake.wait()
@@ -124,6 +127,7 @@ class ChangeSignal:
 
     def close(self) -> None:
         """Stop receiving, and wake the waiter."""
+        self.closed = True
         self._feed.signals.discard(self)
         self._wake.set()
 
