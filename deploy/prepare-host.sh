@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # Installs on a Debian or Ubuntu host what orch needs and is missing, and makes .venv with the locked versions.
 #
-#   deploy/prepare-host.sh          what a node needs
-#   deploy/prepare-host.sh --tests  and what the tests need besides
+#   deploy/prepare-host.sh                   what a node needs, and .venv
+#   deploy/prepare-host.sh --tests           and what the tests need besides
+#   deploy/prepare-host.sh --python-only     .venv alone: enough for unit tests, and for orch against a cluster elsewhere
+#   deploy/prepare-host.sh --packages-only   what a node needs, no .venv
+#   deploy/prepare-host.sh --print-python    prints which Python is used
 #
 # Run again, it changes nothing when nothing is missing. It needs root (or sudo) only when packages are missing.
 set -euo pipefail
@@ -10,17 +13,18 @@ cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/sbin:/sbin"
 
 # command to look for : Debian package that brings it
-node_needs=(ip:iproute2 busybox:busybox-static debootstrap:debootstrap)
-test_needs=(nft:nftables conntrack:conntrack prometheus:prometheus promtool:prometheus curl:curl)
+node_needs=(ip:iproute2 nft:nftables busybox:busybox-static)
+test_needs=(conntrack:conntrack prometheus:prometheus promtool:prometheus debootstrap:debootstrap)
 
 say() { printf 'prepare-host: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 
 needs=("${node_needs[@]}")
 case "${1:-}" in
-  "") ;;
+  "" | --packages-only) ;;
   --tests) needs+=("${test_needs[@]}") ;;
-  *) fail "unknown option $1: only --tests is known" ;;
+  --python-only | --print-python) needs=() ;;
+  *) fail "unknown option $1: they stand at the top of this script" ;;
 esac
 
 find_python() {
@@ -75,6 +79,10 @@ install_packages() {
   fi
 }
 
+if [ "${1:-}" = --print-python ]; then
+  find_python
+  exit
+fi
 missing=()
 for need in "${needs[@]}"; do
   package=${need#*:}
@@ -83,6 +91,7 @@ done
 python=$(find_python)
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 [ ${#missing[@]} = 0 ] || install_packages "${missing[@]}"
+if [ "${1:-}" = --packages-only ]; then exit; fi
 
 # The stamp names all that decides what .venv holds; it is written last, so a broken installation is made anew.
 stamp="$("$python" -c 'import sys; print(sys.version)') $(cat pyproject.toml requirements-dev.lock | sha256sum) $PWD"

@@ -28,7 +28,7 @@ if [ -z "$quick" ] && [ "$(id -u)" != 0 ]; then
   exec sudo --preserve-env=CI,PATH bash tests/run.sh "${given[@]}"
 fi
 
-if [ -n "$quick" ]; then deploy/prepare-host.sh; else deploy/prepare-host.sh --tests; fi
+if [ -n "$quick" ]; then deploy/prepare-host.sh --python-only; else deploy/prepare-host.sh --tests; fi
 export PATH="$PWD/.venv/bin:$PATH:/usr/sbin:/sbin"
 
 failed=()
