@@ -3,7 +3,7 @@
 #
 #   deploy/install.sh                 install or upgrade, and start the node daemon
 #   deploy/install.sh --no-start      install or upgrade only
-#   deploy/install.sh --stage FOLDER  put all files below FOLDER and touch nothing else of the host
+#   deploy/install.sh --stage FOLDER  put all files below FOLDER, to look at them or to try them from there
 #
 # An upgrade restarts the node daemon; containers go on running.
 set -euo pipefail
