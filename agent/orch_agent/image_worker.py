@@ -1,0 +1,92 @@
+"""A process of its own for the heavy work on images: load, import, build.
+
+Reads one JSON object from standard input, writes events as JSON lines to standard output: ``{"progress": …}`` any
+    number of times, then ``{"images": [ids]}`` or ``{"error": …, "code": …}``. It ends when asked to by SIGTERM,
+    removing what it made halfway.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from orch_agent.build.builder import Builder, BuildEvent
+from orch_agent.build.errors import BuildError
+from orch_agent.build.runner import RuntimeStepRunner
+from orch_agent.images.compression import opened
+from orch_agent.images.errors import ImageError, ImageNotFound, InvalidReference
+from orch_agent.images.extract import Extractor
+from orch_agent.images.limits import DEFAULT_UNPACK_LIMITS
+from orch_agent.images.store import ImageStore
+from orch_agent.images.tarstream import TarStream
+
+
+def _say(**event: object) -> None:
+    print(json.dumps(event), flush=True)  # noqa: T201 -- the protocol with the parent
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(143)
+
+
+def _build(store: ImageStore, wish: dict[str, Any], upload: Path) -> list[str]:
+    context = Path(tempfile.mkdtemp(dir=upload.parent, prefix="context-"))
+    try:
+        with upload.open("rb") as archive:
+            Extractor(str(context), DEFAULT_UNPACK_LIMITS, whiteouts=False).extract(
+                TarStream(opened(archive)[1], DEFAULT_UNPACK_LIMITS)
+            )
+
+        def progress(event: BuildEvent) -> None:
+            _say(progress=event.text, from_step=event.from_step)
+
+        builder = Builder(store, RuntimeStepRunner(Path(wish["runtime_socket"])))
+        image = builder.build(
+            context,
+            dockerfile=context / wish["dockerfile"],
+            tag=wish["reference"],
+            build_args=wish["build_args"],
+            target=wish["target"] or None,
+            no_cache=wish["no_cache"],
+            progress=progress,
+        )
+    finally:
+        shutil.rmtree(context, ignore_errors=True)
+    return [image.id]
+
+
+def _work(wish: dict[str, Any]) -> list[str]:
+    store = ImageStore(Path(wish["root"]))
+    upload = Path(wish["upload"])
+    match wish["work"]:
+        case "load":
+            return [image.id for image in store.load(upload)]
+        case "import":
+            return [store.import_rootfs(upload, wish["reference"], changes=wish["changes"]).id]
+        case "build":
+            return _build(store, wish, upload)
+        case other:
+            raise ImageError(f"this node does not know the work {other!r}; upgrade it")
+
+
+def main() -> None:
+    """Does one piece of work."""
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        _say(images=_work(json.load(sys.stdin)))
+    except ImageNotFound as error:
+        _say(error=str(error), code="NOT_FOUND")
+    except InvalidReference as error:
+        _say(error=str(error), code="INVALID_ARGUMENT")
+    except (ImageError, BuildError, OSError) as error:
+        _say(error=str(error), code="FAILED_PRECONDITION")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Keeps the network process told of what is assigned: networks, services' names and addresses, published ports.
+
+Requests on a link are carried out in the order in which they are sent, so a network that is set before a task is
+attached exists by then. What changes often (a service's endpoints) is coalesced: while one patch of a service is on
+its way, only the newest state of it waits. After the link was lost, and with each COMPLETE assignment set, everything
+is told anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from orch_agent.errors import LinkLost, LinkRefused
+from orch_agent.packets import JsonObject, PacketLink
+from orch_agent.worker.assignments import Delta, Holdings
+from orch_network import protocol
+from orch_proto import defaults
+from orch_proto import dispatcher_pb2 as dispatcher
+from orch_proto import objects_pb2 as objects
+from orch_proto import types_pb2 as types
+from orch_rpc import logs
+
+log = logs.get("network")
+_PROTOCOLS = {types.PORT_PROTOCOL_TCP: "tcp", types.PORT_PROTOCOL_UDP: "udp"}
+
+
+def network_wanted(network: objects.Network) -> protocol.Network | None:
+    """A network as the network process takes it; None for one that needs no router (host, none)."""
+    if not network.ipam.pools:
+        return None
+    pool = network.ipam.pools[0]
+    return protocol.Network(
+        id=network.id,
+        name=network.spec.annotations.name,
+        subnet=pool.subnet,
+        gateway=pool.gateway.split("/")[0],
+        internal=network.spec.internal,
+        mtu=network.spec.mtu or defaults.NETWORK_MTU,
+    )
+
+
+def services_on_networks(service: dispatcher.ServiceEndpoints) -> dict[str, protocol.Service]:
+    """A service as each of its networks knows it, by network id."""
+    return {
+        on.network_id: protocol.Service(
+            id=service.service_id,
+            name=service.name,
+            aliases=tuple(dict.fromkeys(on.aliases)),
+            vip=on.virtual_ip if service.mode != types.ENDPOINT_MODE_DNSRR else "",
+            endpoints=tuple(
+                protocol.Endpoint(
+                    task_id=endpoint.task_id,
+                    slot=endpoint.slot,
+                    address=endpoint.address.split("/")[0],
+                    aliases=(endpoint.hostname,) if endpoint.hostname else (),
+                )
+                for endpoint in on.endpoints
+            ),
+        )
+        for on in service.networks
+    }
+
+
+def published_ports(service: dispatcher.ServiceEndpoints, node_id: str) -> list[protocol.PublishedPort]:
+    """The ports at which this node answers for a service.
+
+    In host mode a node answers for its own tasks alone.
+    """
+    through = next((on for on in service.networks if on.network_id == service.ingress_network_id), None)
+    if through is None:
+        return []
+    ports = []
+    for port in service.ports:
+        if port.protocol not in _PROTOCOLS or not port.published_port:
+            continue
+        host_mode = port.mode == types.PUBLISH_MODE_HOST
+        endpoints = [endpoint for endpoint in through.endpoints if not host_mode or endpoint.node_id == node_id]
+        if host_mode and not endpoints:
+            continue
+        ports.append(
+            protocol.PublishedPort(
+                protocol=_PROTOCOLS[port.protocol],
+                published=port.published_port,
+                network_id=through.network_id,
+                service_id=service.service_id,
+                target=port.target_port,
+                host_ip=port.host_ip,
+                endpoints=tuple(endpoint.address.split("/")[0] for endpoint in endpoints),
+            )
+        )
+    return ports
+
+
+class NetworkSync:
+    """Tells the network process what is wanted.
+
+    Args:
+        link: the connection to it.
+        held: what is assigned now.
+        node_id: this node.
+    """
+
+    def __init__(self, link: PacketLink, node_id: str) -> None:
+        self._link = link
+        self._node_id = node_id
+        self._held = Holdings()
+        self._dirty_services: set[str] = set()
+        self._ports_dirty = False
+        self._told_ports: list[protocol.PublishedPort] = []
+        self._wake = asyncio.Event()
+
+    async def tell_everything(self) -> None:
+        """The whole wanted state, for a network process or an agent that has just come up.
+
+        Raises:
+            LinkLost: the link broke again; the caller comes back with the next connection.
+        """
+        held = self._held
+        await self._ask(protocol.OP_PORTS_SET, ports=[])
+        self._told_ports = []
+        wanted = {network.id: network for network in map(network_wanted, held.networks.values()) if network is not None}
+        status = await self._ask(protocol.OP_STATUS)
+        for network_id in set(_known_networks(status)) - wanted.keys():
+            await self._ask(protocol.OP_NETWORK_REMOVE, id=network_id)
+        for network in wanted.values():
+            await self._ask(protocol.OP_NETWORK_SET, network=protocol.to_json(network))
+        by_network: dict[str, list[JsonObject]] = {network_id: [] for network_id in wanted}
+        for service in held.services.values():
+            for network_id, known in services_on_networks(service).items():
+                if network_id in by_network:
+                    by_network[network_id].append(protocol.to_json(known))
+        for network_id, services in by_network.items():
+            await self._ask(protocol.OP_SERVICES_SET, network_id=network_id, services=services)
+        self._dirty_services.clear()
+        self._ports_dirty = True
+        self._wake.set()
+
+    def apply(self, held: Holdings, delta: Delta) -> list[asyncio.Task[JsonObject]]:
+        """Takes a change of assignments in; networks are set before this returns to the loop, so that tasks may attach.
+
+        Returns:
+            the requests under way, to be awaited by their owner.
+        """
+        self._held = held
+        requests = []
+        for network_id in delta.networks:
+            network = network_wanted(held.networks[network_id])
+            if network is not None:
+                requests.append(self._start(protocol.OP_NETWORK_SET, network=protocol.to_json(network)))
+        self._dirty_services |= delta.services
+        for service_id, old in delta.services_removed.items():
+            self._dirty_services.discard(service_id)
+            requests.extend(
+                self._start(protocol.OP_SERVICE_REMOVE, network_id=on.network_id, service_id=service_id)
+                for on in old.networks
+                if on.network_id in held.networks
+            )
+        self._ports_dirty = self._ports_dirty or bool(delta.services or delta.services_removed)
+        if self._ports_dirty and delta.networks_removed:
+            requests.append(self._start_ports())
+        requests.extend(self._start(protocol.OP_NETWORK_REMOVE, id=network_id) for network_id in delta.networks_removed)
+        self._wake.set()
+        return requests
+
+    async def run(self) -> None:
+        """Sends the newest state of services and ports whenever it has changed."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self._flush()
+            except LinkLost:
+                continue  # everything is told anew when the link is back
+            except LinkRefused as error:
+                log.warning("network.refused", why=str(error))
+
+    async def _flush(self) -> None:
+        dirty, self._dirty_services = self._dirty_services, set()
+        for service_id in dirty:
+            service = self._held.services.get(service_id)
+            if service is None:
+                continue
+            for network_id, known in services_on_networks(service).items():
+                if network_id in self._held.networks:
+                    await self._ask(protocol.OP_SERVICE_PATCH, network_id=network_id, service=protocol.to_json(known))
+        if self._ports_dirty:
+            await self._start_ports()
+
+    def _start_ports(self) -> asyncio.Task[JsonObject]:
+        self._ports_dirty = False
+        ports = [port for service in self._held.services.values() for port in published_ports(service, self._node_id)]
+        self._told_ports = ports
+        return self._start(protocol.OP_PORTS_SET, ports=[protocol.to_json(port) for port in ports])
+
+    def _start(self, operation: str, **fields: object) -> asyncio.Task[JsonObject]:
+        return asyncio.get_running_loop().create_task(self._link.call(operation, fields))
+
+    async def _ask(self, operation: str, **fields: object) -> JsonObject:
+        return await self._link.call_now(operation, fields)
+
+
+def _known_networks(status: JsonObject) -> Iterable[str]:
+    networks = status.get("networks", ())
+    return networks.keys() if isinstance(networks, dict) else [str(item["id"]) for item in networks]

@@ -1,0 +1,260 @@
+"""Serves the long calls, each on a stream that the agent opens when told to: logs; images loaded, imported, built."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import grpc
+
+from orch_agent import logs as container_logs
+from orch_agent.calls import call_error, image_summary
+from orch_agent.errors import AgentError
+from orch_agent.images.store import ImageStore
+from orch_agent.task.controller import TaskController
+from orch_agent.task.preparation import Preparation
+from orch_agent.task.templates import NodeFacts
+from orch_proto import dispatcher_pb2 as dispatcher
+from orch_proto import dispatcher_pb2_grpc
+from orch_proto import node_pb2 as calls
+from orch_rpc import logs
+
+log = logs.get("relay")
+FIRST_CALL_WAIT_S = 10.0
+MAX_UPLOAD_BYTES = 64 << 30
+MAX_WORKER_LINE_BYTES = 1 << 20
+LOG_QUEUE_CHUNKS = 16
+_Stream = grpc.aio.StreamStreamCall[dispatcher.RelayUp, dispatcher.RelayDown]
+
+
+class RelayFailed(AgentError):  # noqa: N818 -- named for the condition
+    """A relayed call cannot be served; ``code`` is the name of a gRPC status code."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class RelayServer:
+    """Serves relay streams.
+
+    Args:
+        node: this node.
+        images: the node's images.
+        preparation: knows where logs are.
+        controllers: gives the node's tasks.
+        scratch: folder for uploads.
+        runtime_socket: for the steps of a build.
+        images_changed: called after images were added.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: NodeFacts,
+        images: ImageStore,
+        preparation: Preparation,
+        controllers: Callable[[], dict[str, TaskController]],
+        scratch: Path,
+        runtime_socket: Path,
+    ) -> None:
+        self._node = node
+        self._images = images
+        self._preparation = preparation
+        self._controllers = controllers
+        self._scratch = scratch
+        self._runtime_socket = runtime_socket
+
+    async def serve(self, relay_id: str, channel: grpc.aio.Channel) -> None:
+        """Opens the stream and answers what is asked on it; errors go to the caller."""
+        stream = dispatcher_pb2_grpc.RelayStub(channel).Open(None)
+        try:
+            hello = dispatcher.RelayHello(relay_id=relay_id, node_id=self._node.id)
+            await stream.write(dispatcher.RelayUp(hello=hello))
+            async with asyncio.timeout(FIRST_CALL_WAIT_S):
+                first = await stream.read()
+            if not isinstance(first, dispatcher.RelayDown) or first.WhichOneof("message") != "call":
+                return
+            try:
+                await self._serve_call(first.call, stream)
+            except (grpc.aio.AioRpcError, asyncio.CancelledError):
+                raise
+            except Exception as error:
+                failure = call_error(error)
+                if isinstance(error, RelayFailed):
+                    failure.code = error.code
+                if failure.code == "INTERNAL":
+                    log.exception("relay.failed", error, call=str(first.call.WhichOneof("call")))  # noqa: PLE1205, TRY401 -- ours, not logging
+                await _say(stream, calls.RelayOutput(error=failure))
+            await stream.done_writing()
+        except (grpc.aio.AioRpcError, TimeoutError, asyncio.InvalidStateError) as error:
+            log.debug("relay.ended", relay=relay_id, why=str(error))
+        finally:
+            stream.cancel()
+
+    async def _serve_call(self, call: calls.RelayCall, stream: _Stream) -> None:
+        match call.WhichOneof("call"):
+            case "logs":
+                await self._serve_logs(call.logs, stream)
+            case "image_load":
+                await self._serve_image_work(stream, {"work": "load"})
+            case "image_import":
+                changes = list(call.image_import.changes)
+                wish: dict[str, object] = {
+                    "work": "import",
+                    "reference": call.image_import.reference,
+                    "changes": changes,
+                }
+                await self._serve_image_work(stream, wish)
+            case "image_build":
+                build = call.image_build
+                wish = {
+                    "work": "build",
+                    "reference": build.reference,
+                    "dockerfile": build.dockerfile or "Dockerfile",
+                    "build_args": dict(build.build_args),
+                    "target": build.target,
+                    "no_cache": build.no_cache,
+                    "labels": dict(build.labels),
+                    "runtime_socket": str(self._runtime_socket),
+                }
+                await self._serve_image_work(stream, wish)
+            case kind:
+                raise RelayFailed("UNIMPLEMENTED", f"this node cannot serve the call {kind}; upgrade it")
+
+    # ---- logs --------------------------------------------------------------------------------------
+
+    async def _serve_logs(self, call: calls.LogsCall, stream: _Stream) -> None:
+        queue: asyncio.Queue[calls.LogLines | None] = asyncio.Queue(LOG_QUEUE_CHUNKS)
+        async with asyncio.TaskGroup() as group:
+            readers = [group.create_task(self._read_log(task_id, call.options, queue)) for task_id in call.task_ids]
+            watcher = group.create_task(_until_cancelled(stream))
+            ended = 0
+            while ended < len(readers) and not watcher.done():
+                chunk = await queue.get()
+                if chunk is None:
+                    ended += 1
+                else:
+                    await _say(stream, calls.RelayOutput(log_lines=chunk))
+            for task in (*readers, watcher):
+                task.cancel()
+        await _say(stream, calls.RelayOutput(result=calls.RelayResult()))
+
+    async def _read_log(
+        self, task_id: str, options: calls.LogsOptions, queue: asyncio.Queue[calls.LogLines | None]
+    ) -> None:
+        controller = self._controllers().get(task_id)
+        over = controller.output_over if controller is not None else None
+        task = controller.task if controller is not None else None
+        path = self._preparation.log_path(task_id)
+        async for records in container_logs.stream_records(path, options, over):
+            lines = calls.LogLines(
+                lines=[
+                    calls.LogLine(
+                        task_id=task_id,
+                        service_name=task.service_name if task is not None else "",
+                        slot=task.slot if task is not None else 0,
+                        node_id=self._node.id,
+                        node_hostname=self._node.hostname,
+                        timestamp_unix_ns=record.timestamp_unix_ns,
+                        stream=record.stream,
+                        line=record.line,
+                    )
+                    for record in records
+                ]
+            )
+            await queue.put(lines)
+        await queue.put(None)
+
+    # ---- images ------------------------------------------------------------------------------------
+
+    async def _serve_image_work(self, stream: _Stream, wish: dict[str, object]) -> None:
+        """Takes the upload to a file, has a process of its own do the work, and tells what became of it."""
+        self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self._scratch, prefix="upload-") as upload:
+            await _say(stream, calls.RelayOutput(ready=True))
+            await _receive_upload(stream, upload.fileno())
+            wish = {**wish, "root": str(self._images.root), "upload": upload.name}
+            async for event in run_image_worker(wish):
+                if "progress" in event:
+                    progress = calls.BuildProgress(text=str(event["progress"]), from_step=bool(event.get("from_step")))
+                    await _say(stream, calls.RelayOutput(build_progress=progress))
+                elif "error" in event:
+                    raise RelayFailed(str(event.get("code", "FAILED_PRECONDITION")), str(event["error"]))
+                elif "images" in event:
+                    ids = event["images"]
+                    assert isinstance(ids, list)
+                    made = [image_summary(self._images.resolve(str(image_id)), self._node) for image_id in ids]
+                    await _say(stream, calls.RelayOutput(result=calls.RelayResult(images=made)))
+
+
+async def run_image_worker(wish: dict[str, object]) -> AsyncIterator[dict[str, object]]:
+    """Runs the image worker and gives its events; the process is ended when the caller goes away.
+
+    Raises:
+        RelayFailed: it ended without a result.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-I",
+        "-m",
+        "orch_agent.image_worker",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=MAX_WORKER_LINE_BYTES,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(json.dumps(wish).encode())
+        process.stdin.write_eof()
+        final = False
+        async for line in process.stdout:
+            event = json.loads(line)
+            final = final or "images" in event or "error" in event
+            yield event
+        code = await process.wait()
+        if not final:
+            raise RelayFailed(
+                "INTERNAL", f"the image worker ended with status {code} and no result; see the node's log"
+            )
+    finally:
+        if process.returncode is None:
+            process.terminate()  # it removes what it made halfway
+            try:
+                async with asyncio.timeout(5):
+                    await process.wait()
+            except TimeoutError:
+                process.kill()
+
+
+async def _receive_upload(stream: _Stream, descriptor: int) -> None:
+    received = 0
+    while isinstance(message := await stream.read(), dispatcher.RelayDown):
+        match message.input.WhichOneof("input"):
+            case "data":
+                received += len(message.input.data)
+                if received > MAX_UPLOAD_BYTES:
+                    raise RelayFailed("RESOURCE_EXHAUSTED", f"the upload is larger than {MAX_UPLOAD_BYTES >> 30} GiB")
+                await asyncio.to_thread(os.write, descriptor, message.input.data)
+            case "end_of_data":
+                return
+            case "cancel":
+                raise RelayFailed("CANCELLED", "the caller went away during the upload")
+    raise RelayFailed("CANCELLED", "the upload broke off; send it again")
+
+
+async def _until_cancelled(stream: _Stream) -> None:
+    while isinstance(message := await stream.read(), dispatcher.RelayDown):
+        if message.input.WhichOneof("input") == "cancel":
+            return
+
+
+async def _say(stream: _Stream, output: calls.RelayOutput) -> None:
+    await stream.write(dispatcher.RelayUp(output=output))

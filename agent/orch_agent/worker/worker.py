@@ -1,0 +1,195 @@
+"""All tasks of the node: a controller for each that is assigned, running containers found again, strays swept up."""
+
+from __future__ import annotations
+
+import asyncio
+
+from orch_agent.errors import LinkLost, LinkRefused
+from orch_agent.network_sync import NetworkSync
+from orch_agent.packets import JsonObject
+from orch_agent.runtime import ContainerView, read_exit
+from orch_agent.task.controller import Surroundings, TaskController
+from orch_agent.task.preparation import Preparation
+from orch_agent.task.record import Record, Records
+from orch_agent.worker.assignments import Assignments, Delta, Holdings
+from orch_agent.worker.reporter import StatusReporter
+from orch_proto import defaults
+from orch_proto import dispatcher_pb2 as dispatcher
+from orch_proto import types_pb2 as types
+from orch_rpc import logs
+
+log = logs.get("worker")
+
+
+class Worker:
+    """The tasks of this node.
+
+    Args:
+        around: what controllers share.
+        preparation: makes and removes what tasks need.
+        records: what is remembered across restarts.
+        reporter: where statuses go.
+        network: kept told of networks and services.
+        group: owns the controllers.
+    """
+
+    def __init__(
+        self,
+        *,
+        around: Surroundings,
+        preparation: Preparation,
+        records: Records,
+        reporter: StatusReporter,
+        network: NetworkSync,
+        group: asyncio.TaskGroup,
+    ) -> None:
+        self.controllers: dict[str, TaskController] = {}
+        self._assignments = Assignments()
+        self._around = around
+        self._preparation = preparation
+        self._records = records
+        self._reporter = reporter
+        self._network = network
+        self._group = group
+        self._lives: dict[str, asyncio.Task[None]] = {}
+        self._found_again = asyncio.Event()
+        self._runtime_seen = False
+
+    @property
+    def held(self) -> Holdings:
+        """What is assigned now."""
+        return self._assignments.held
+
+    # ---- from the leader ---------------------------------------------------------------------------
+
+    def assignments(self, received: dispatcher.AssignmentSet) -> None:
+        """Takes an assignment set; new tasks begin, others get their new desired state.
+
+        Raises:
+            OutOfStep: the set does not continue from what is held.
+        """
+        delta = self._assignments.apply(received)
+        if delta is None:
+            return
+        for request in self._network.apply(self.held, delta):
+            self._group.create_task(_quietly(request))
+        if delta.complete:
+            self._adopt_complete()
+        self._begin_or_update(delta)
+        for task_id in delta.tasks_removed:
+            self._give_up(task_id)
+
+    def session_lost(self) -> None:
+        """The session has ended; the next one begins with a COMPLETE set."""
+        self._assignments.reset()
+
+    def _begin_or_update(self, delta: Delta) -> None:
+        for task_id in delta.tasks:
+            task = self.held.tasks[task_id]
+            controller = self.controllers.get(task_id)
+            if controller is not None:
+                controller.update(task)
+            elif task.status.state < types.TASK_STATE_COMPLETE:
+                self._begin(TaskController(task, self._around))
+
+    def _adopt_complete(self) -> None:
+        """After a COMPLETE set: tasks that the leader no longer knows are stopped, final statuses are told again."""
+        for task_id, controller in list(self.controllers.items()):
+            task = self.held.tasks.get(task_id)
+            if task is None:
+                self._give_up(task_id)
+            elif controller.status.state > task.status.state:
+                self._reporter.report(task_id, controller.status)
+
+    def _begin(self, controller: TaskController) -> None:
+        task_id = controller.task.id
+        self.controllers[task_id] = controller
+        life = self._group.create_task(self._live(controller))
+        self._lives[task_id] = life
+
+    async def _live(self, controller: TaskController) -> None:
+        await self._found_again.wait()
+        await controller.run()
+
+    def _give_up(self, task_id: str) -> None:
+        controller = self.controllers.get(task_id)
+        self._reporter.forget(task_id)
+        if controller is not None:
+            controller.give_up()
+            self._group.create_task(self._forget_when_over(task_id))
+
+    async def _forget_when_over(self, task_id: str) -> None:
+        life = self._lives.get(task_id)
+        if life is not None:
+            await asyncio.wait({life})
+        if task_id in self.held.tasks:
+            return  # assigned again meanwhile
+        self.controllers.pop(task_id, None)
+        self._lives.pop(task_id, None)
+        self._reporter.forget(task_id)
+        await asyncio.to_thread(self._remove_traces, task_id)
+
+    def _remove_traces(self, task_id: str) -> None:
+        self._records.forget(task_id)
+        self._preparation.forget(task_id)
+
+    # ---- from the runtime --------------------------------------------------------------------------
+
+    def runtime_event(self, event: JsonObject) -> None:
+        """Takes an event of the supervisor."""
+        controller = self.controllers.get(str(event.get("id", "")))
+        if event.get("event") == "exit" and controller is not None:
+            controller.container_ended(read_exit(event))
+
+    async def runtime_connected(self) -> None:
+        """The supervisor is there (again): what it knows is the truth.
+
+        Raises:
+            LinkLost: it went away again.
+        """
+        await self._around.runtime.link.call_now("subscribe")
+        containers = await self._around.runtime.containers()
+        if not self._runtime_seen:
+            self._runtime_seen = True
+            for record in self._records.load():
+                self._adopt(record, containers.get(record.task.id))
+            self._found_again.set()
+        for container in containers.values():
+            controller = self.controllers.get(container.id)
+            if controller is not None and container.exit is not None:
+                controller.container_ended(container.exit)
+        for task_id, controller in self.controllers.items():
+            if task_id not in containers:
+                controller.container_vanished()
+
+    def _adopt(self, record: Record, found: ContainerView | None) -> None:
+        log.info("task.adopted", task=record.task.id, container=found is not None)
+        self._begin(TaskController(record.task, self._around, record=record, found=found))
+
+    async def sweep(self) -> None:
+        """Removes containers that no task owns, such as one whose start was under way when the agent died."""
+        strays: set[str] = set()
+        while True:
+            await asyncio.sleep(defaults.RECONCILE_INTERVAL_MS / 1000)
+            try:
+                containers = (await self._around.runtime.link.call("list"))["containers"]
+                now = {str(container["id"]) for container in containers}
+                unowned = {
+                    container_id
+                    for container_id in now - self.controllers.keys()
+                    if not container_id.startswith("build-")
+                }
+                for container_id in unowned & strays:  # seen twice, so not one that is just being made
+                    log.warning("container.stray_removed", container=container_id)
+                    await self._around.runtime.delete(container_id)
+                strays = unowned
+            except (LinkLost, LinkRefused) as error:
+                log.warning("sweep.failed", why=str(error))
+
+
+async def _quietly(request: asyncio.Task[JsonObject]) -> None:
+    """Waits for a request to the network process; a failure is logged, the next full telling repairs it."""
+    try:
+        await request
+    except (LinkLost, LinkRefused) as error:
+        log.warning("network.request_failed", why=str(error))
