@@ -11,7 +11,9 @@ from orch_proto.types_pb2 import ObjectKind
 
 StoreObject = Cluster | Node | Stack | Service | Task | Network | Secret | Config | Volume
 #: A kind is named by its message class, one of those in `SCHEMA`: `store.get(Task, task_id)`.
-Kind = type[Message]
+Kind = type[StoreObject]
+#: A kind as the key of a mapping; mypy does not take the type of a type variable for one of a union of types.
+AnyKind = type[Message]
 T = TypeVar("T", bound=StoreObject)
 
 #: Version of the layout of snapshots and log entries; a manager refuses a newer one.
@@ -83,7 +85,7 @@ _NAMED: dict[str, Callable[[Any], Keys]] = {NAME: _spec_name}
 _OWNED: dict[str, Callable[[Any], Keys]] = {NAME: _spec_name, "stack_id": _stack_id}
 _BY_NAME = frozenset({NAME})
 
-SCHEMA: dict[Kind, KindSchema] = {
+SCHEMA: dict[AnyKind, KindSchema] = {
     Cluster: KindSchema(ObjectKind.OBJECT_KIND_CLUSTER, "cluster", _NAMED, _BY_NAME),
     Node: KindSchema(ObjectKind.OBJECT_KIND_NODE, "node", {"hostname": _hostname, "role": _role}),
     Stack: KindSchema(ObjectKind.OBJECT_KIND_STACK, "stack", {NAME: _stack_name}, _BY_NAME),
@@ -105,12 +107,12 @@ SCHEMA: dict[Kind, KindSchema] = {
     Volume: KindSchema(ObjectKind.OBJECT_KIND_VOLUME, "volume", _OWNED, _BY_NAME),
 }
 
-KINDS: tuple[Kind, ...] = tuple(SCHEMA)
-_BY_NUMBER: dict[int, Kind] = {schema.number: kind for kind, schema in SCHEMA.items()}
-_BY_LABEL: dict[str, Kind] = {schema.label: kind for kind, schema in SCHEMA.items()}
+KINDS: tuple[Kind, ...] = (Cluster, Node, Stack, Service, Task, Network, Secret, Config, Volume)
+assert tuple(SCHEMA) == KINDS
+_BY_NUMBER: dict[int, Kind] = {SCHEMA[kind].number: kind for kind in KINDS}
 
 
-def label(kind: Kind) -> str:
+def label(kind: AnyKind) -> str:
     """What a kind is called in sentences."""
     return SCHEMA[kind].label
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol, cast
 
 from orch_manager.store.errors import ObjectMutated, UnknownIndex
-from orch_manager.store.schema import KINDS, SCHEMA, Kind, StoreObject, T, label
+from orch_manager.store.schema import KINDS, SCHEMA, AnyKind, Kind, StoreObject, T, label
 
 
 class Reader(Protocol):
@@ -27,7 +27,7 @@ class Reader(Protocol):
 class Table:
     """The objects of one kind, by id and by each index."""
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: AnyKind) -> None:
         self.kind = kind
         self.objects: dict[str, Any] = {}
         self._schema = SCHEMA[kind]
@@ -97,8 +97,8 @@ class State:
     """
 
     def __init__(self, *, verify: bool = False) -> None:
-        self.tables: dict[Kind, Table] = {kind: Table(kind) for kind in KINDS}
-        self._digests: dict[tuple[Kind, str], bytes] | None = {} if verify else None
+        self.tables: dict[AnyKind, Table] = {kind: Table(kind) for kind in KINDS}
+        self._digests: dict[tuple[AnyKind, str], bytes] | None = {} if verify else None
 
     def get(self, kind: type[T], object_id: str) -> T | None:
         """See `Reader.get`."""
@@ -120,7 +120,7 @@ class State:
             self._digests[kind, item.id] = _digest(item)
         return self.tables[kind].put(item)
 
-    def remove(self, kind: Kind, object_id: str) -> StoreObject | None:
+    def remove(self, kind: AnyKind, object_id: str) -> StoreObject | None:
         """Remove an object; return it."""
         if self._digests is not None:
             self._check(kind, object_id)
@@ -129,7 +129,7 @@ class State:
 
     def counts(self) -> dict[Kind, int]:
         """Number of objects of each kind."""
-        return {kind: len(table.objects) for kind, table in self.tables.items()}
+        return {kind: len(self.tables[kind].objects) for kind in KINDS}
 
     def check_unedited(self, kinds: Iterable[Kind] = KINDS) -> None:
         """Look for objects that were edited in place. Does nothing unless made with `verify`.
@@ -141,7 +141,7 @@ class State:
             for object_id in self.tables[kind].objects:
                 self._check(kind, object_id)
 
-    def _check(self, kind: Kind, object_id: str) -> None:
+    def _check(self, kind: AnyKind, object_id: str) -> None:
         item = self.tables[kind].objects.get(object_id)
         if self._digests is not None and item is not None and _digest(item) != self._digests[kind, object_id]:
             raise ObjectMutated(label(kind), object_id)

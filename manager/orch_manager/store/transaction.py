@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from orch_manager.store.errors import AlreadyExists, NameTaken, ObjectMutated, ObjectNotFound, OutOfDate
-from orch_manager.store.schema import KINDS, SCHEMA, Kind, StoreObject, T, copy_of, label, wrap
+from orch_manager.store.schema import KINDS, SCHEMA, AnyKind, StoreObject, T, copy_of, label, wrap
 from orch_manager.store.tables import State, Table
 from orch_proto.objects_pb2 import ChangeAction, StoreChange, StoreChanges
 
@@ -22,9 +22,9 @@ class Overlay:
 
     def __init__(self, base: State) -> None:
         self._base = base
-        self._tables: dict[Kind, Table] = {}
+        self._tables: dict[AnyKind, Table] = {}
         #: Ids whose truth is in the overlay; absent from its table means removed.
-        self._covered: dict[Kind, set[str]] = {kind: set() for kind in KINDS}
+        self._covered: dict[AnyKind, set[str]] = {kind: set() for kind in KINDS}
 
     def get(self, kind: type[T], object_id: str) -> T | None:
         """See `Reader.get`."""
@@ -46,7 +46,7 @@ class Overlay:
         """See `Reader.all`."""
         return self.find(kind)
 
-    def set(self, kind: Kind, object_id: str, item: StoreObject | None) -> "Undo":
+    def set(self, kind: AnyKind, object_id: str, item: StoreObject | None) -> "Undo":
         """Put an object down, or None to remove it; return what takes this back."""
         table = self._tables.setdefault(kind, Table(kind))
         covered = self._covered[kind]
@@ -73,7 +73,7 @@ class Overlay:
 class Undo:
     """What an overlay held before a change."""
 
-    kind: Kind
+    kind: AnyKind
     object_id: str
     was_covered: bool
     item: StoreObject | None
@@ -178,7 +178,7 @@ class Transaction:
         while self._undo:
             self._overlay.take_back(self._undo.pop())
 
-    def _put(self, kind: Kind, fresh: StoreObject, action: ChangeAction.ValueType, *, base_version: int) -> None:
+    def _put(self, kind: AnyKind, fresh: StoreObject, action: ChangeAction.ValueType, *, base_version: int) -> None:
         fresh.meta.updated_at_unix_ms = self._now_unix_ms
         fresh.meta.version_index = base_version
         change: StoreChange = self.changes.changes.add(action=action)
