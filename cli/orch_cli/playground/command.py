@@ -1,4 +1,4 @@
-"""`orch playground up|down|status|env|exec`."""
+"""`orch playground up|down|status|env|start|exec`."""
 
 from __future__ import annotations
 
@@ -62,6 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     add("down", _down, "Remove a playground, running or broken, with all that is in it.")
     add("status", _status, "Show a playground's nodes.")
     add("env", _env, "Print the line that points the other commands at a playground.")
+    start_again = add(
+        "start", _start, "Start a node's daemon again after it was killed; its containers are taken over."
+    )
+    start_again.add_argument("node", metavar="NODE", help="node-1, or 1")
     execute = add("exec", _exec, "Run a command on a node: exec NODE -- COMMAND")
     execute.add_argument("node", metavar="NODE", help="node-1, or 1")
     return parser
@@ -147,6 +151,16 @@ async def _state_in_cluster(node: NodePlace, info: daemon_pb2.NodeInfoResponse) 
     if one is None:
         return "not in the cluster"
     return objects_pb2.NodeState.Name(one.status.state).removeprefix("NODE_STATE_").lower()
+
+
+def _start(options: argparse.Namespace, _: list[str]) -> int:
+    found = record.load(options.name)
+    node = found.layout.node(options.node)
+    if lifecycle.start_again(found, node):
+        print(f"{node.hostname} is started.")
+    else:
+        print(f"{node.hostname} runs already.")
+    return 0
 
 
 def _env(options: argparse.Namespace, _: list[str]) -> int:

@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Final
 
 from orch_cli.playground import daemon, leftovers, network, record
-from orch_cli.playground.layout import Layout
+from orch_cli.playground.layout import Layout, NodePlace
 from orch_cli.playground.processes import ProcessId, in_network_namespace, kill_until_gone
 from orch_proto import defaults
 from orch_rpc.errors import FailedPrecondition, Internal, OrchError, Unimplemented
@@ -60,6 +60,21 @@ async def _make_cluster(layout: Layout, daemons: dict[str, ProcessId]) -> None:
     first = layout.nodes[0]
     await daemon.init_cluster(first)
     await daemon.wait_until_ready(first, layout.node_count)
+
+
+def start_again(found: record.Record, node: NodePlace) -> bool:
+    """Starts a node's daemon where the last one left off; False when it runs.
+
+    Raises:
+        OrchError: it does not start.
+    """
+    last = found.daemons.get(node.hostname)
+    if last is not None and last.is_alive():
+        return False
+    identity = daemon.start(node, show_metrics=found.show_metrics)
+    replace(found, daemons={**found.daemons, node.hostname: identity}).save()
+    asyncio.run(daemon.wait_for_answer(node, identity))
+    return True
 
 
 def scrape_configuration(layout: Layout) -> str:
