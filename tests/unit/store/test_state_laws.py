@@ -88,7 +88,7 @@ def no_engine(_machine: StateMachine) -> Engine:
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.lists(st.lists(steps(), max_size=5), min_size=1, max_size=4), max_size=5))
 def test_leader_and_replica_agree(entries: Sequence[Plan]) -> None:
-    """Whatever transactions are run, leader, replica and restored snapshot hold the same, and indexes agree with a scan.
+    """Whatever transactions are run, leader, replica and restored snapshot hold the same and indexes agree with a scan.
 
     A refused transaction leaves no trace, and what the leader's transactions saw is what applying the entries gives.
     """
