@@ -9,7 +9,6 @@ is told anew.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 
 from orch_agent.errors import LinkLost, LinkRefused
 from orch_agent.packets import JsonObject, PacketLink
@@ -22,6 +21,7 @@ from orch_proto import types_pb2 as types
 from orch_rpc import logs
 
 log = logs.get("network")
+_PortKey = tuple[str, str, int]
 _PROTOCOLS = {types.PORT_PROTOCOL_TCP: "tcp", types.PORT_PROTOCOL_UDP: "udp"}
 
 
@@ -106,8 +106,7 @@ class NetworkSync:
         self._node_id = node_id
         self._held = Holdings()
         self._dirty_services: set[str] = set()
-        self._ports_dirty = False
-        self._told_ports: list[protocol.PublishedPort] = []
+        self._told_ports: dict[str, dict[_PortKey, protocol.PublishedPort]] = {}
         self._wake = asyncio.Event()
 
     async def tell_everything(self) -> None:
@@ -117,12 +116,11 @@ class NetworkSync:
             LinkLost: the link broke again; the caller comes back with the next connection.
         """
         held = self._held
-        await self._ask(protocol.OP_PORTS_SET, ports=[])
-        self._told_ports = []
+        # Ports first: while they lead to a network, it cannot be removed.
+        wanted_ports = self._wanted_ports()
+        kept = [port for ports in wanted_ports.values() for port in ports.values()]
         wanted = {network.id: network for network in map(network_wanted, held.networks.values()) if network is not None}
         status = await self._ask(protocol.OP_STATUS)
-        for network_id in set(_known_networks(status)) - wanted.keys():
-            await self._ask(protocol.OP_NETWORK_REMOVE, id=network_id)
         for network in wanted.values():
             await self._ask(protocol.OP_NETWORK_SET, network=protocol.to_json(network))
         by_network: dict[str, list[JsonObject]] = {network_id: [] for network_id in wanted}
@@ -132,9 +130,11 @@ class NetworkSync:
                     by_network[network_id].append(protocol.to_json(known))
         for network_id, services in by_network.items():
             await self._ask(protocol.OP_SERVICES_SET, network_id=network_id, services=services)
+        await self._ask(protocol.OP_PORTS_SET, ports=[protocol.to_json(port) for port in kept])
+        for network_id in set(status["networks"]) - wanted.keys():
+            await self._ask(protocol.OP_NETWORK_REMOVE, id=network_id)
+        self._told_ports = wanted_ports
         self._dirty_services.clear()
-        self._ports_dirty = True
-        self._wake.set()
 
     def apply(self, held: Holdings, delta: Delta) -> list[asyncio.Task[JsonObject]]:
         """Takes a change of assignments in; networks are set before this returns to the loop, so that tasks may attach.
@@ -147,19 +147,19 @@ class NetworkSync:
         for network_id in delta.networks:
             network = network_wanted(held.networks[network_id])
             if network is not None:
-                requests.append(self._start(protocol.OP_NETWORK_SET, network=protocol.to_json(network)))
+                requests.append(self._start(protocol.OP_NETWORK_SET, {"network": protocol.to_json(network)}))
         self._dirty_services |= delta.services
         for service_id, old in delta.services_removed.items():
             self._dirty_services.discard(service_id)
+            requests.extend(self._start(*request) for request in self._port_requests(service_id))
             requests.extend(
-                self._start(protocol.OP_SERVICE_REMOVE, network_id=on.network_id, service_id=service_id)
+                self._start(protocol.OP_SERVICE_REMOVE, {"network_id": on.network_id, "service_id": service_id})
                 for on in old.networks
                 if on.network_id in held.networks
             )
-        self._ports_dirty = self._ports_dirty or bool(delta.services or delta.services_removed)
-        if self._ports_dirty and delta.networks_removed:
-            requests.append(self._start_ports())
-        requests.extend(self._start(protocol.OP_NETWORK_REMOVE, id=network_id) for network_id in delta.networks_removed)
+        requests.extend(
+            self._start(protocol.OP_NETWORK_REMOVE, {"id": network_id}) for network_id in delta.networks_removed
+        )
         self._wake.set()
         return requests
 
@@ -184,22 +184,40 @@ class NetworkSync:
             for network_id, known in services_on_networks(service).items():
                 if network_id in self._held.networks:
                     await self._ask(protocol.OP_SERVICE_PATCH, network_id=network_id, service=protocol.to_json(known))
-        if self._ports_dirty:
-            await self._start_ports()
+            for operation, fields in self._port_requests(service_id):
+                await self._link.call_now(operation, fields)
 
-    def _start_ports(self) -> asyncio.Task[JsonObject]:
-        self._ports_dirty = False
-        ports = [port for service in self._held.services.values() for port in published_ports(service, self._node_id)]
-        self._told_ports = ports
-        return self._start(protocol.OP_PORTS_SET, ports=[protocol.to_json(port) for port in ports])
+    def _port_requests(self, service_id: str) -> list[tuple[str, JsonObject]]:
+        """What brings the told ports of a service to the wanted ones; they count as told from now on."""
+        told = self._told_ports.pop(service_id, {})
+        service = self._held.services.get(service_id)
+        wanted = {} if service is None else {port.key: port for port in published_ports(service, self._node_id)}
+        requests: list[tuple[str, JsonObject]] = [
+            (
+                protocol.OP_PORT_REMOVE,
+                {"host_ip": port.host_ip, "protocol": port.protocol, "published": port.published},
+            )
+            for key, port in told.items()
+            if key not in wanted
+        ]
+        requests += [
+            (protocol.OP_PORT_PATCH, {"port": protocol.to_json(port)})
+            for key, port in wanted.items()
+            if told.get(key) != port
+        ]
+        if wanted:
+            self._told_ports[service_id] = wanted
+        return requests
 
-    def _start(self, operation: str, **fields: object) -> asyncio.Task[JsonObject]:
+    def _wanted_ports(self) -> dict[str, dict[_PortKey, protocol.PublishedPort]]:
+        wanted = {
+            service_id: {port.key: port for port in published_ports(service, self._node_id)}
+            for service_id, service in self._held.services.items()
+        }
+        return {service_id: ports for service_id, ports in wanted.items() if ports}
+
+    def _start(self, operation: str, fields: JsonObject) -> asyncio.Task[JsonObject]:
         return asyncio.get_running_loop().create_task(self._link.call(operation, fields))
 
     async def _ask(self, operation: str, **fields: object) -> JsonObject:
         return await self._link.call_now(operation, fields)
-
-
-def _known_networks(status: JsonObject) -> Iterable[str]:
-    networks = status.get("networks", ())
-    return networks.keys() if isinstance(networks, dict) else [str(item["id"]) for item in networks]
