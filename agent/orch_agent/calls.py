@@ -124,8 +124,8 @@ class NodeCalls:
                         name=volume.name,
                         driver="local",
                         labels=dict(volume.labels),
-                        created_at_unix_ms=volume.created_at_unix_ms,
-                        mountpoint=str(volume.mountpoint),
+                        created_at_unix_ms=unix_ms(volume.created),
+                        mountpoint=volume.path,
                         node_id=self._node.id,
                         node_hostname=self._node.hostname,
                     )

@@ -16,9 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from orch_agent.build.builder import Builder, BuildEvent
+from orch_agent.build.builder import Builder
 from orch_agent.build.errors import BuildError
-from orch_agent.build.runner import RuntimeStepRunner
+from orch_agent.build.events import BuildEvent, EventKind, plain_line
+from orch_agent.build.runtime_runner import RuntimeStepRunner
 from orch_agent.images.compression import opened
 from orch_agent.images.errors import ImageError, ImageNotFound, InvalidReference
 from orch_agent.images.extract import Extractor
@@ -44,7 +45,7 @@ def _build(store: ImageStore, wish: dict[str, Any], upload: Path) -> list[str]:
             )
 
         def progress(event: BuildEvent) -> None:
-            _say(progress=event.text, from_step=event.from_step)
+            _say(progress=plain_line(event), from_step=event.kind is EventKind.OUTPUT)
 
         builder = Builder(store, RuntimeStepRunner(Path(wish["runtime_socket"])))
         image = builder.build(

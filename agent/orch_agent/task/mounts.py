@@ -113,15 +113,19 @@ def _tmpfs(mount: types.Mount, target: str) -> OciMount:
 
 def _volume(mount: types.Mount, name: str, target: str, lower_dirs: Sequence[str], volumes: VolumeStore) -> OciMount:
     try:
-        volume = volumes.ensure(name, labels=dict(mount.volume.labels))
-        if not mount.volume.no_copy:
-            volumes.populate(name, lower_dirs, target)
+        volume = volumes.ensure(
+            name,
+            labels=dict(mount.volume.labels),
+            image_layers=lower_dirs,
+            image_path=target,
+            nocopy=mount.volume.no_copy,
+        )
     except VolumeError as error:
         raise TaskFailure(f"mount at {target}: {error}", types.FAILURE_REASON_MOUNT) from error
-    source = Path(volume.mountpoint)
+    source = Path(volume.path)
     if mount.volume.subpath:
         source = source / mount.volume.subpath
-        if not source.resolve().is_relative_to(Path(volume.mountpoint).resolve()):
+        if not source.resolve().is_relative_to(Path(volume.path).resolve()):
             raise TaskFailure(
                 f"mount at {target}: the subpath {mount.volume.subpath} leads out of volume {name}",
                 types.FAILURE_REASON_MOUNT,

@@ -219,7 +219,7 @@ class Preparation:
         prefix = f"anon-{task.id}-"
         for volume in self._volumes.list():
             if volume.name.startswith(prefix):
-                self._volumes.remove(volume.name)
+                self._volumes.remove(volume.name, in_use=())
 
     # ---- network and configuration -----------------------------------------------------------------
 
