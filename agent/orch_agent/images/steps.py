@@ -25,6 +25,8 @@ class Step:
     chain_id: str
     diff_id: str
     """Empty if the step changed no file; the stack is then its parent's."""
+    created: str
+    """When it was done, RFC 3339; a build from the cache gives the same image, down to its times."""
 
 
 class StepCache:

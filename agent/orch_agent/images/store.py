@@ -6,6 +6,7 @@ On disk, below the store's root:
     layers/SHORT/       one unpacked layer: `diff/`, and `layer.json` with its whole chain id
     images.json         the table of images and names
     cache/              the layer of each build step, by what went into the step (steps.py)
+    empty/              the layer of images that have none, as overlayfs needs one
     staging/            work in progress, swept when nobody works
     lock, ingest.lock   see below
 
@@ -74,8 +75,9 @@ class ImageStore:
         self._table = root / "images.json"
         self._blobs = root / "blobs" / "sha256"
         self._staging = root / "staging"
-        for folder in (root, self._blobs, root / "layers", self._staging, root / "cache"):
+        for folder in (root, self._blobs, root / "layers", self._staging, root / "cache", root / "empty"):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (root / "empty").chmod(0o755)
         self.layers = LayerStore(root / "layers", self._staging, durable=durable)
         self.steps = StepCache(root / "cache")
         self.collect_garbage()
@@ -103,12 +105,19 @@ class ImageStore:
         Raises:
             StoreCorrupt: a layer is missing.
         """
-        for chain_id in image.chain_ids:
+        return self.lower_dirs_of(image.chain_ids)
+
+    def lower_dirs_of(self, chain_ids: tuple[str, ...]) -> tuple[str, ...]:
+        """The folders of stacked layers, topmost first; an empty folder where there is no layer.
+
+        Raises:
+            StoreCorrupt: a layer is missing.
+        """
+        for chain_id in chain_ids:
             if self.layers.get(chain_id) is None:
-                raise StoreCorrupt(
-                    f"the layer {chain_id} of image {image.id} is missing; remove and load the image again"
-                )
-        return tuple(str(self.layers.tree(chain_id)) for chain_id in reversed(image.chain_ids))
+                raise StoreCorrupt(f"the layer {chain_id} is missing from {self.root}; remove and load its image again")
+        trees = tuple(str(self.layers.tree(chain_id)) for chain_id in reversed(chain_ids))
+        return trees or (str(self.root / "empty"),)
 
     def document(self, image: ImageInfo) -> ConfigDocument:
         """The image's whole config document, with its history."""
