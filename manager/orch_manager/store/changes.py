@@ -14,7 +14,13 @@ from orch_manager.store.errors import AlreadyExists, NameTaken, ObjectNotFound, 
 from orch_manager.store.schema import SCHEMA, Kind, StoreObject, kind_of_number, label, unwrap
 from orch_manager.store.tables import State
 from orch_manager.store.transaction import PENDING_VERSION
-from orch_proto.objects_pb2 import ChangeAction, StoreChange, StoreChanges
+from orch_proto.objects_pb2 import (
+    CHANGE_ACTION_CREATE,
+    CHANGE_ACTION_DELETE,
+    CHANGE_ACTION_UPDATE,
+    StoreChange,
+    StoreChanges,
+)
 
 _LENGTH = struct.Struct(">I")
 #: What a transaction costs in an entry besides its message.
@@ -82,7 +88,7 @@ def apply_transaction(state: State, changes: StoreChanges, index: int) -> list[E
 
 
 def _apply_change(state: State, change: StoreChange, index: int) -> Event:
-    if change.action == ChangeAction.CHANGE_ACTION_DELETE:
+    if change.action == CHANGE_ACTION_DELETE:
         kind = kind_of_number(change.kind)
         old = state.remove(kind, change.id)
         if old is None:
@@ -91,10 +97,10 @@ def _apply_change(state: State, change: StoreChange, index: int) -> Event:
     item = unwrap(change.object)
     kind = type(item)
     current: StoreObject | None = state.get(kind, item.id)
-    if change.action == ChangeAction.CHANGE_ACTION_CREATE:
+    if change.action == CHANGE_ACTION_CREATE:
         if current is not None:
             raise AlreadyExists(label(kind), item.id)
-    elif change.action == ChangeAction.CHANGE_ACTION_UPDATE:
+    elif change.action == CHANGE_ACTION_UPDATE:
         if current is None:
             raise ObjectNotFound(label(kind), item.id)
         base_version = index if item.meta.version_index == PENDING_VERSION else item.meta.version_index

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol, cast
 
 from orch_manager.store.errors import ObjectMutated, UnknownIndex
-from orch_manager.store.schema import KINDS, SCHEMA, AnyKind, Kind, StoreObject, T, label
+from orch_manager.store.schema import KINDS, SCHEMA, AnyKind, Keys, Kind, StoreObject, T, label
 
 
 class Reader(Protocol):
@@ -32,29 +32,37 @@ class Table:
         self.objects: dict[str, Any] = {}
         self._schema = SCHEMA[kind]
         self._indexes: dict[str, dict[object, dict[str, Any]]] = {name: {} for name in self._schema.indexes}
+        self._key_functions = tuple(self._schema.indexes.values())
+        #: Under which keys each object stands, index by index.
+        self._keys: dict[str, tuple[Keys, ...]] = {}
+        self._no_keys: tuple[Keys, ...] = ((),) * len(self._indexes)
 
     def put(self, item: StoreObject) -> StoreObject | None:
         """Add an object or put it in the place of the one with its id, which is returned."""
-        old = self.objects.get(item.id)
-        self.objects[item.id] = item
-        for name, keys_of in self._schema.indexes.items():
-            index = self._indexes[name]
-            new_keys = keys_of(item)
-            if old is not None:
-                for key in keys_of(old):
-                    if key not in new_keys:
-                        _drop(index, key, item.id)
-            for key in new_keys:
-                index.setdefault(key, {})[item.id] = item
+        item_id = item.id
+        old = self.objects.get(item_id)
+        self.objects[item_id] = item
+        old_keys = self._keys.get(item_id, self._no_keys)
+        new_keys = self._keys[item_id] = tuple(keys_of(item) for keys_of in self._key_functions)
+        for index, before, now in zip(self._indexes.values(), old_keys, new_keys, strict=True):
+            for key in before:
+                if key not in now:
+                    _drop(index, key, item_id)
+            for key in now:
+                bucket = index.get(key)
+                if bucket is None:
+                    index[key] = {item_id: item}
+                else:
+                    bucket[item_id] = item
         return cast("StoreObject | None", old)
 
     def remove(self, object_id: str) -> StoreObject | None:
         """Remove and return the object with an id, if there is one."""
         old = self.objects.pop(object_id, None)
         if old is not None:
-            for name, keys_of in self._schema.indexes.items():
-                for key in keys_of(old):
-                    _drop(self._indexes[name], key, object_id)
+            for index, keys in zip(self._indexes.values(), self._keys.pop(object_id), strict=True):
+                for key in keys:
+                    _drop(index, key, object_id)
         return cast("StoreObject | None", old)
 
     def under(self, index: str, key: object) -> dict[str, Any]:

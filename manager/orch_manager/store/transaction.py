@@ -11,7 +11,14 @@ from typing import cast
 from orch_manager.store.errors import AlreadyExists, NameTaken, ObjectMutated, ObjectNotFound, OutOfDate
 from orch_manager.store.schema import KINDS, SCHEMA, AnyKind, StoreObject, T, copy_of, label, wrap
 from orch_manager.store.tables import State, Table
-from orch_proto.objects_pb2 import ChangeAction, StoreChange, StoreChanges
+from orch_proto.objects_pb2 import (
+    CHANGE_ACTION_CREATE,
+    CHANGE_ACTION_DELETE,
+    CHANGE_ACTION_UPDATE,
+    ChangeAction,
+    StoreChange,
+    StoreChanges,
+)
 
 #: Stands in an object's version while the entry that writes it has no index.
 PENDING_VERSION = 2**64 - 1
@@ -137,7 +144,7 @@ class Transaction:
         fresh = copy_of(item)
         fresh.meta.Clear()
         fresh.meta.created_at_unix_ms = self._now_unix_ms
-        self._put(kind, fresh, ChangeAction.CHANGE_ACTION_CREATE, base_version=0)
+        self._put(kind, fresh, CHANGE_ACTION_CREATE, base_version=0)
 
     def update(self, item: StoreObject) -> None:
         """Replace an object by an edited copy of it, based on the version in the copy's `meta`.
@@ -160,7 +167,7 @@ class Transaction:
         self._check_unique(kind, item)
         fresh = copy_of(item)
         fresh.meta.CopyFrom(current.meta)
-        self._put(kind, fresh, ChangeAction.CHANGE_ACTION_UPDATE, base_version=base_version)
+        self._put(kind, fresh, CHANGE_ACTION_UPDATE, base_version=base_version)
 
     def delete(self, kind: type[T], object_id: str) -> None:
         """Remove an object.
@@ -171,7 +178,7 @@ class Transaction:
         if self._overlay.get(kind, object_id) is None:
             raise ObjectNotFound(label(kind), object_id)
         self._undo.append(self._overlay.set(kind, object_id, None))
-        self.changes.changes.add(action=ChangeAction.CHANGE_ACTION_DELETE, kind=SCHEMA[kind].number, id=object_id)
+        self.changes.changes.add(action=CHANGE_ACTION_DELETE, kind=SCHEMA[kind].number, id=object_id)
 
     def roll_back(self) -> None:
         """Take every write back. Called by the store."""
