@@ -94,7 +94,7 @@ class Playground:
         return result
 
     def up(self) -> None:
-        self.orch("playground", "up", "--name", self.name, "--subnet", self.subnet)
+        self.orch("playground", "up", "--name", self.name, "--subnet", self.subnet, "--metrics")
 
     def down(self) -> None:
         self.orch("playground", "down", "--name", self.name)
