@@ -11,7 +11,7 @@ from orch_cli.compose.check import check_file
 from orch_cli.compose.dotenv import EnvFileError, parse_env_file
 from orch_cli.compose.interpolation import interpolate
 from orch_cli.compose.merge import merge_files
-from orch_cli.compose.nodes import MapNode, Mark, is_null
+from orch_cli.compose.nodes import MapNode, Mark, Node, is_null
 from orch_cli.compose.report import ComposeError, Problem, Report, nearest
 from orch_cli.compose.stack_name import folder_stack_name, stack_name_problem
 from orch_cli.compose.view import View
@@ -239,7 +239,7 @@ def _active_services(root: MapNode, profiles: frozenset[str], report: Report) ->
             root.mark, "services", "there are no services", "a stack is made of them", "add one below `services:`"
         )
         return root
-    kept = {}
+    kept: dict[str, Node] = {}
     known: set[str] = set()
     left_out = []
     for key, node in services.entries.items():

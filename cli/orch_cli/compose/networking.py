@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from orch_cli.compose.nodes import ListNode, MapNode, ScalarNode
 from orch_cli.compose.project import DEFAULT_NETWORK, Project
@@ -21,12 +21,8 @@ from orch_proto.types_pb2 import (
     EndpointSpec,
     NetworkAttachmentConfig,
     PortConfig,
+    PublishMode,
 )
-
-if TYPE_CHECKING:
-    from orch_proto.types_pb2 import PublishMode
-
-    PublishModeValue = PublishMode.ValueType
 
 _PROTOCOL: Final = {"tcp": PORT_PROTOCOL_TCP, "udp": PORT_PROTOCOL_UDP, "sctp": PORT_PROTOCOL_SCTP}
 _MODE: Final = {"ingress": PUBLISH_MODE_INGRESS, "host": PUBLISH_MODE_HOST}
@@ -152,7 +148,7 @@ def _short(node: ScalarNode, path: str, project: Project) -> list[PortConfig]:
     return [_config(port, PUBLISH_MODE_INGRESS) for port in ports]
 
 
-def _config(port: Port, mode: PublishModeValue, name: str = "", app_protocol: str = "") -> PortConfig:
+def _config(port: Port, mode: PublishMode.ValueType, name: str = "", app_protocol: str = "") -> PortConfig:
     return PortConfig(
         name=name,
         protocol=_PROTOCOL[port.protocol],

@@ -92,9 +92,10 @@ def scalars_of(node: Node) -> Iterator[ScalarNode]:
 
 
 def to_plain(node: Node) -> object:
-    """The node as ordinary Python values; text that is also a number stays text."""
+    """The node as ordinary Python values; a number that is written in another way (``1.10``, ``0440``) stays as it is written."""
     if isinstance(node, ScalarNode):
-        return node.value
+        number = isinstance(node.value, int | float) and not isinstance(node.value, bool)
+        return node.text if number and str(node.value) != node.text else node.value
     if isinstance(node, ListNode):
         return [to_plain(item) for item in node.items]
     return {key: to_plain(value) for key, value in node.entries.items()}

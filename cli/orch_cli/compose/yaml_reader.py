@@ -97,7 +97,7 @@ def read_yaml(text: str, file: str, report: Report) -> MapNode | None:
         Its mapping; None when the file has no usable mapping, in which case the report says why.
     """
     try:
-        composer = _Composer(text)  # type: ignore[no-untyped-call,call-arg]
+        composer = _Composer(text)  # type: ignore[call-arg]
         root = composer.get_node() if composer.check_node() else None  # type: ignore[attr-defined]
         more = composer.check_node()  # type: ignore[attr-defined]
     except (yaml.YAMLError, RecursionError) as error:
@@ -179,7 +179,7 @@ class _Builder:
         self._check_tag(node, path, mark, ("int", "float", "bool", "null"))
         return ScalarNode(resolve_scalar(text), text, mark)
 
-    def _mapping(self, node: yaml.MappingNode, path: str, mark: Mark, depth: int, tag: str) -> MapNode:
+    def _mapping(self, node: yaml.Node, path: str, mark: Mark, depth: int, tag: str) -> MapNode:
         entries: dict[str, Node] = {}
         marks: dict[str, Mark] = {}
         merged: list[MapNode] = []

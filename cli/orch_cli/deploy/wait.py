@@ -1,0 +1,125 @@
+"""Waiting until a stack has converged, or until it is plain that it will not."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from orch_cli.deploy.convergence import ServiceProgress, Verdict, evaluate_stack
+from orch_cli.deploy.progress import Progress
+from orch_cli.deploy.watch import StackState, follow
+from orch_cli.errors import EXIT_NOT_IN_TIME, EXIT_OK, EXIT_ROLLED_BACK, EXIT_UNPLACEABLE
+
+if TYPE_CHECKING:
+    from orch_proto.control_pb2_grpc import ControlAsyncStub
+
+SETTLE_S: Final = 3.0  # a node may be about to come back, or a task about to end and free what is missing
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the wait ended: the exit status, the last state of the services, and whether the user left."""
+
+    status: int
+    services: Sequence[ServiceProgress]
+    elapsed_s: float
+    detached: bool = False
+
+
+def judge(services: Sequence[ServiceProgress]) -> int | None:
+    """The exit status that a state of all services calls for; None: go on. Services that only wait for a node are judged by time."""
+    verdicts = {service.verdict for service in services}
+    if verdicts <= {Verdict.CONVERGED}:
+        return EXIT_OK
+    settled = {Verdict.CONVERGED, Verdict.PAUSED, Verdict.ROLLED_BACK}
+    return EXIT_ROLLED_BACK if verdicts <= settled else None
+
+
+def is_stuck(services: Sequence[ServiceProgress]) -> bool:
+    """Whether all that is missing waits for a node."""
+    verdicts = {service.verdict for service in services}
+    return Verdict.UNPLACED in verdicts and verdicts <= {
+        Verdict.CONVERGED,
+        Verdict.UNPLACED,
+        Verdict.PAUSED,
+        Verdict.ROLLED_BACK,
+    }
+
+
+async def wait_converged(
+    stub: ControlAsyncStub,
+    name: str,
+    stack_id: str,
+    names: frozenset[str],
+    progress: Progress,
+    timeout_s: float,
+    started: float,
+) -> Outcome:
+    """Watches a stack until it has converged, failed, or the time is over.
+
+    Args:
+        stub: the control API.
+        name: the stack's name.
+        stack_id: its id.
+        names: full names of the services that were deployed; others of the stack are not waited for.
+        progress: is shown each change.
+        timeout_s: how long to wait.
+        started: ``time.monotonic()`` at which the deploy began.
+    """
+    state = StackState(name)
+    interrupted = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    with suppress(NotImplementedError, RuntimeError):
+        loop.add_signal_handler(signal.SIGINT, interrupted.set)
+    watcher = asyncio.create_task(_watch(stub, state, stack_id, names, progress, started, started + timeout_s))
+    leaver = asyncio.create_task(interrupted.wait())
+    try:
+        await asyncio.wait({watcher, leaver}, return_when=asyncio.FIRST_COMPLETED)
+        if watcher.done():
+            return watcher.result()
+        return Outcome(EXIT_OK, _services(state, names), time.monotonic() - started, detached=True)
+    finally:
+        with suppress(NotImplementedError, RuntimeError):
+            loop.remove_signal_handler(signal.SIGINT)
+        for task in (watcher, leaver):
+            task.cancel()
+        await asyncio.gather(watcher, leaver, return_exceptions=True)
+        progress.close()
+
+
+def _services(state: StackState, names: frozenset[str]) -> list[ServiceProgress]:
+    services = [service for service in state.services.values() if service.spec.annotations.name in names]
+    return evaluate_stack(services, {identifier: list(tasks.values()) for identifier, tasks in state.tasks.items()})
+
+
+async def _watch(
+    stub: ControlAsyncStub,
+    state: StackState,
+    stack_id: str,
+    names: frozenset[str],
+    progress: Progress,
+    started: float,
+    deadline: float,
+) -> Outcome:
+    services: list[ServiceProgress] = []
+    while (now := time.monotonic()) < deadline:
+        # A stuck stack sends no more events, so the wait for the next one ends when it has been stuck for long enough.
+        stuck_until = now + SETTLE_S if is_stuck(services) else deadline
+        async with aclosing(follow(stub, state, [stack_id, state.name], min(stuck_until, deadline))) as changes:
+            async for _ in changes:
+                services = _services(state, names)
+                elapsed_s = time.monotonic() - started
+                progress.update(services, elapsed_s)
+                status = judge(services) if len(services) == len(names) else None
+                if status is not None:
+                    return Outcome(status, services, elapsed_s)
+                if is_stuck(services) != (stuck_until != deadline):
+                    break
+        if stuck_until != deadline and is_stuck(services) and time.monotonic() >= stuck_until:
+            return Outcome(EXIT_UNPLACEABLE, services, time.monotonic() - started)
+    return Outcome(EXIT_NOT_IN_TIME, services, time.monotonic() - started)

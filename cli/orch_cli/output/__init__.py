@@ -1,0 +1,1 @@
+"""What people and scripts read: tables, templates, durations, sizes, JSON."""
