@@ -203,7 +203,7 @@ services:
 
 @pytest.mark.timeout(120)
 def test_a_playground_with_everything_killed_is_removed_whole(tmp_path: Path) -> None:
-    """After kill -9 of every process of a node `orch playground down` removes all that is left; a second one is calm."""
+    """After kill -9 of every process of a node `orch playground down` removes all that is left, and may be repeated."""
     made = Playground(f"ruin-{os.getpid()}", "172.31.248.0/24", tmp_path)
     made.down()
     before = leaks.host(made.layout)
