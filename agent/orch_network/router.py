@@ -1,0 +1,494 @@
+"""The router of one network on this node: its namespace, its uplink, the links of its tasks, its balancing maps.
+
+A later VXLAN device and the routes of remote tasks belong here as well: the wanted routes and neighbours are one list
+(``_wanted_routes``, ``_wanted_neighbours``), to which remote entries are added.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from orch_network import limits, slots
+from orch_network.errors import KernelError
+from orch_network.ipv4 import Subnet, format_address, mac_of, parse_address, parse_subnet
+from orch_network.kernel import conntrack, netns
+from orch_network.kernel import rtnetlink as rt
+from orch_network.kernel.netlink import NETLINK_ROUTE, NetlinkSocket, Request
+from orch_network.kernel.nftables import Batch, Nftables
+from orch_network.kernel.nftexpr import PROTOCOL_UDP
+from orch_network.protocol import Network, PublishedPort, Service
+from orch_network.rules import (
+    ROUTER_BACKENDS,
+    ROUTER_HAIRPIN,
+    ROUTER_PUBLISHED,
+    Ruleset,
+    port_word,
+    port_words,
+    read_slot_word,
+    router_ruleset,
+    slot_word,
+)
+from orch_network.tables import change_elements, install, repair_elements, repair_ruleset
+
+Owners = tuple[bytes | None, ...]
+_FIRST_TASK_INDEX = 1000
+_FADING_S = 10.0
+"""How long the kernel may take to remove the links of a namespace that was let go."""
+
+
+def task_link_name(task_id: str) -> str:
+    """The router's end of a task's link; 14 of at most 15 characters."""
+    return limits.TASK_LINK_PREFIX + hashlib.blake2b(task_id.encode(), digest_size=6).hexdigest()
+
+
+@dataclass(slots=True)
+class TaskLink:
+    """A task's place in this network."""
+
+    task_id: str
+    address: bytes
+    index: int
+
+
+@dataclass(slots=True)
+class Balanced:
+    """A virtual address, or a published port, and who serves it."""
+
+    owners: Owners
+    members: tuple[bytes, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Uplink:
+    """The link-local pair between the node and a router, number ``index`` of the pool."""
+
+    index: int
+
+    @property
+    def node_address(self) -> bytes:
+        """The node's end."""
+        return self._address(1)
+
+    @property
+    def router_address(self) -> bytes:
+        """The router's end: where the node sends what is published."""
+        return self._address(2)
+
+    def _address(self, host: int) -> bytes:
+        base = int.from_bytes(limits.UPLINK_POOL, "big")
+        return (base + 4 * self.index + host).to_bytes(4, "big")
+
+
+class Router:
+    """One network's router. Made by ``open``; every method but that talks only to its own namespace."""
+
+    def __init__(self, network: Network, uplink: Uplink, path: str, link_name: str) -> None:
+        self.network = network
+        self.uplink = uplink
+        self.path = path
+        self.link_name = link_name
+        self.subnet: Subnet = parse_subnet(network.subnet, "subnet")
+        self.gateway = parse_address(network.gateway, "gateway")
+        self.tasks: dict[str, TaskLink] = {}
+        self.task_of_address: dict[bytes, str] = {}
+        self.services: dict[str, Service] = {}
+        self.ports: dict[tuple[str, int], PublishedPort] = {}
+        self._vips: dict[bytes, Balanced] = {}
+        self._published: dict[tuple[str, int], tuple[int, Balanced]] = {}
+        self._fading: dict[str, float] = {}
+        self._learned: dict[bytes, list[bytes | None]] = {}
+        self._hairpin: Counter[bytes] = Counter()
+        self._stale_backends: set[bytes] = set()
+        self._next_index = _FIRST_TASK_INDEX
+        self._link: NetlinkSocket
+        self._nftables: Nftables
+        self.fd = -1
+
+    # ---- namespace -------------------------------------------------------------------------------------------------
+    def ruleset(self) -> Ruleset:
+        """The constant rules of this router."""
+        return router_ruleset(self.subnet, self.gateway, self.uplink.router_address, internal=self.network.internal)
+
+    def open(self, namespaces: netns.Namespaces) -> bool:
+        """Enter into possession of the namespace; makes it if there is none. Returns whether it was made."""
+        made = not namespaces.is_namespace(self.path)
+        if made:
+            self._make(namespaces)
+        else:
+            self.fd = netns.open_namespace(self.path)
+            with namespaces.inside(self.fd):
+                self._open_sockets()
+            self._learn()
+        return made
+
+    def _make(self, namespaces: netns.Namespaces) -> None:
+        with namespaces.inside_new() as fd:
+            self._write_sysctls()
+            self._open_sockets()
+        self.fd = fd
+        install(self._nftables, self.ruleset())
+        netns.keep(fd, self.path)
+
+    def _open_sockets(self) -> None:
+        self._link = NetlinkSocket(NETLINK_ROUTE)
+        self._nftables = Nftables()
+
+    @staticmethod
+    def _wanted_sysctls() -> dict[str, str]:
+        return {
+            "ipv4/ip_forward": "1",
+            # Strict on task links (a task cannot speak with another's address), off on the uplink.
+            "ipv4/conf/all/rp_filter": "0",
+            "ipv4/conf/default/rp_filter": "1",
+            # The next hop of all tasks is one link-local address: redirects would be wrong.
+            "ipv4/conf/all/send_redirects": "0",
+            "ipv4/conf/default/send_redirects": "0",
+            "ipv6/conf/default/disable_ipv6": "1",
+            "ipv6/conf/all/disable_ipv6": "1",
+        }
+
+    def _write_sysctls(self) -> list[str]:
+        changed = []
+        for name, value in self._wanted_sysctls().items():
+            present = netns.read_sysctl(name)
+            if present not in (value, ""):
+                netns.write_sysctl(name, value)
+                changed.append(name)
+        return changed
+
+    def _learn(self) -> None:
+        """Take the owners of slots and the free link numbers from the kernel: a restart moves no flow."""
+        highest = max((link.index for link in self._links().values()), default=0)
+        self._next_index = max(_FIRST_TASK_INDEX, highest + 1)
+        for set_name in (ROUTER_BACKENDS.name, ROUTER_PUBLISHED.name):
+            for key, data in self._nftables.elements(limits.TABLE, set_name).items():
+                owners = self._learned.setdefault(key[:-4], [None] * limits.SLOTS)
+                slot = read_slot_word(key[-4:])
+                if slot < limits.SLOTS:
+                    owners[slot] = data[:4]
+
+    def restore(self, services: Iterable[Service], ports: Mapping[tuple[str, int], PublishedPort]) -> None:
+        """After a restart: want these again, with the slots as the kernel has them. ``repair`` does the rest."""
+        for service in services:
+            self.services[service.id] = service
+            self._hairpin.update(_hairpin_addresses(service))
+            self._assign_vip(service)
+        for key, port in ports.items():
+            self._assign_port(key, port)
+        self.ports = dict(ports)
+        self._learned.clear()
+
+    def close(self) -> None:
+        """Let go of fds; the namespace stays as long as it is mounted."""
+        self._link.close()
+        self._nftables.close()
+        os.close(self.fd)
+
+    def _links(self) -> dict[str, rt.Link]:
+        links = map(rt.read_link, self._link.dump(rt.list_links()))
+        return {link.name: link for link in links}
+
+    # ---- tasks -----------------------------------------------------------------------------------------------------
+    def attach(self, task_id: str, address: bytes, far_name: str, far_index: int, netns_fd: int) -> None:
+        """Link a task's namespace: pair of links, route and neighbour in one batch."""
+        name = task_link_name(task_id)
+        link = TaskLink(task_id, address, self._next_index)
+        self._next_index += 1
+        try:
+            self._link.execute(self._attach_requests(link, name, far_name, far_index, netns_fd))
+        except KernelError as failure:
+            if failure.number != errno.EEXIST:
+                self._link.execute([rt.delete_link(name)])
+                raise
+            # The link of an earlier namespace of this task, which the kernel is still taking down.
+            self._link.execute([rt.delete_link(name)])
+            self._link.execute(self._attach_requests(link, name, far_name, far_index, netns_fd))
+        self._fading.pop(name, None)
+        self.tasks[task_id] = link
+        self.task_of_address[address] = task_id
+
+    def _attach_requests(
+        self, link: TaskLink, name: str, far_name: str, far_index: int, netns_fd: int
+    ) -> list[Request]:
+        near = rt.LinkEnd(name, limits.GATEWAY_MAC, link.index)
+        far = rt.LinkEnd(far_name, mac_of(link.address), far_index, netns_fd)
+        return [rt.create_veth(near, far, self.network.mtu), *self._task_entries(link)]
+
+    @staticmethod
+    def _task_entries(link: TaskLink) -> list[Request]:
+        return [
+            rt.replace_route(rt.Route(link.address, 32, link.index)),
+            rt.replace_neighbour(rt.Neighbour(link.index, link.address, mac_of(link.address))),
+        ]
+
+    def adopt(self, task_id: str, address: bytes) -> bool:
+        """After a restart: take over a task's link; False if the kernel has none."""
+        link = self._links().get(task_link_name(task_id))
+        if link is None:
+            return False
+        self.tasks[task_id] = TaskLink(task_id, address, link.index)
+        self.task_of_address[address] = task_id
+        return True
+
+    def detach(self, task_id: str) -> None:
+        """Make the task's address unreachable at once; its link goes with its namespace, in the kernel's own time."""
+        link = self.tasks.pop(task_id, None)
+        if link is None:
+            return
+        self.task_of_address.pop(link.address, None)
+        self._fading[task_link_name(task_id)] = time.monotonic() + _FADING_S
+        self._link.execute(
+            [
+                rt.delete_route(rt.Route(link.address, 32, link.index)),
+                rt.delete_neighbour(rt.Neighbour(link.index, link.address, b"")),
+            ]
+        )
+
+    # ---- balancing -------------------------------------------------------------------------------------------------
+    def put_service(self, service: Service) -> None:
+        """Add or replace one service."""
+        self.put_services([service], [])
+
+    def put_services(self, changed: Iterable[Service], removed: Iterable[str]) -> None:
+        """Replace services and remove others in one atomic batch."""
+        before: dict[bytes, bytes] = {}
+        after: dict[bytes, bytes] = {}
+        changed = list(changed)
+        gone = [service_id for service_id in removed if service_id in self.services]
+        touched = gone + [service.id for service in changed if service.id in self.services]
+        hairpins = Counter(self._hairpin)
+        for service_id in touched:
+            old = self.services[service_id]
+            before.update(self._backend_elements(old.vip))
+            hairpins.subtract(_hairpin_addresses(old))
+        for service_id in gone:
+            self._drop_vip(self.services.pop(service_id).vip)
+        for service in changed:
+            previous = self.services.get(service.id)
+            if previous is not None and previous.vip != service.vip:
+                self._drop_vip(previous.vip)
+            self.services[service.id] = service
+            hairpins.update(_hairpin_addresses(service))
+            self._assign_vip(service)
+            after.update(self._backend_elements(service.vip))
+        present, wanted = +self._hairpin, +hairpins
+        self._hairpin = wanted
+        self._change(
+            {
+                ROUTER_BACKENDS.name: (before, after),
+                ROUTER_HAIRPIN.name: (
+                    {address * 2: b"" for address in present.keys() - wanted.keys()},
+                    {address * 2: b"" for address in wanted.keys() - present.keys()},
+                ),
+            }
+        )
+
+    def _assign_vip(self, service: Service) -> None:
+        if not service.vip:
+            return
+        vip = parse_address(service.vip, "vip")
+        previous = self._vips.get(vip)
+        members = tuple(sorted({parse_address(endpoint.address, "endpoint") for endpoint in service.endpoints}))
+        owners = slots.assign(previous.owners if previous else self._learned.get(vip, ()), members)
+        if previous is not None:
+            self._stale_backends |= {owner for owner in previous.owners if owner is not None} - set(members)
+        self._vips[vip] = Balanced(owners, members)
+
+    def _drop_vip(self, vip: str) -> None:
+        balanced = self._vips.pop(parse_address(vip, "vip"), None) if vip else None
+        if balanced is not None:
+            self._stale_backends |= {owner for owner in balanced.owners if owner is not None}
+
+    def _backend_elements(self, vip: str) -> dict[bytes, bytes]:
+        if not vip:
+            return {}
+        address = parse_address(vip, "vip")
+        balanced = self._vips.get(address)
+        return _slot_elements(address, balanced.owners) if balanced is not None else {}
+
+    def set_ports(self, ports: Mapping[tuple[str, int], PublishedPort]) -> None:
+        """Replace the ports that lead into this network, by (protocol, published)."""
+        before = self._published_elements()
+        for key in self._published.keys() - ports.keys():
+            self._stale_backends |= set(self._published.pop(key)[1].members)
+        for key, port in ports.items():
+            self._assign_port(key, port)
+        self.ports = dict(ports)
+        self._change({ROUTER_PUBLISHED.name: (before, self._published_elements())})
+
+    def put_port(self, port: PublishedPort) -> None:
+        """Add or replace one port."""
+        key = (port.protocol, port.published)
+        before = self._port_elements(key)
+        self._assign_port(key, port)
+        self.ports[key] = port
+        self._change({ROUTER_PUBLISHED.name: (before, self._port_elements(key))})
+
+    def remove_port(self, key: tuple[str, int]) -> None:
+        """Remove one port; one that is gone is fine."""
+        before = self._port_elements(key)
+        if self.ports.pop(key, None) is not None:
+            self._stale_backends |= set(self._published.pop(key)[1].members)
+            self._change({ROUTER_PUBLISHED.name: (before, {})})
+
+    def _assign_port(self, key: tuple[str, int], port: PublishedPort) -> None:
+        members = tuple(sorted({parse_address(address, "endpoint") for address in port.endpoints}))
+        previous = self._published.get(key)
+        learned = self._learned.get(port_words(*key), ())
+        owners = slots.assign(previous[1].owners if previous else learned, members)
+        if previous is not None:
+            self._stale_backends |= set(previous[1].members) - set(members)
+        self._published[key] = (port.target, Balanced(owners, members))
+
+    def _port_elements(self, key: tuple[str, int]) -> dict[bytes, bytes]:
+        if key not in self._published:
+            return {}
+        target, balanced = self._published[key]
+        suffix = port_word(target)
+        elements = _slot_elements(port_words(*key), balanced.owners)
+        return {element: address + suffix for element, address in elements.items()}
+
+    def _published_elements(self) -> dict[bytes, bytes]:
+        return {element: data for key in self._published for element, data in self._port_elements(key).items()}
+
+    def _wanted_elements(self) -> dict[str, dict[bytes, bytes]]:
+        backends: dict[bytes, bytes] = {}
+        for service in self.services.values():
+            backends.update(self._backend_elements(service.vip))
+        return {
+            ROUTER_BACKENDS.name: backends,
+            ROUTER_PUBLISHED.name: self._published_elements(),
+            ROUTER_HAIRPIN.name: {address * 2: b"" for address in +self._hairpin},
+        }
+
+    def _change(self, changes: Mapping[str, tuple[Mapping[bytes, bytes], Mapping[bytes, bytes]]]) -> None:
+        batch = Batch(f"balance network {self.network.name}")
+        for set_name, (before, after) in changes.items():
+            change_elements(batch, set_name, before, after)
+        try:
+            self._nftables.commit(batch)
+        except KernelError:
+            # Somebody changed the table by hand, so the difference does not apply: compare with what is there.
+            repair_ruleset(self._nftables, self.ruleset())
+            repair_elements(self._nftables, self._wanted_elements())
+
+    def forget_stale_flows(self) -> int:
+        """Drop tracked UDP flows of removed backends, which would go on to them for ever. Returns how many."""
+        if not self._stale_backends:
+            return 0
+        serving = {owner for balanced in self._vips.values() for owner in balanced.members}
+        serving |= {owner for _, balanced in self._published.values() for owner in balanced.members}
+        stale, self._stale_backends = self._stale_backends - serving, set()
+        return conntrack.forget_flows(self._nftables.netlink, PROTOCOL_UDP, stale) if stale else 0
+
+    def overfull(self) -> list[str]:
+        """The virtual addresses with more backends than slots."""
+        return [format_address(vip) for vip, each in self._vips.items() if len(each.members) > limits.SLOTS]
+
+    # ---- reconciliation --------------------------------------------------------------------------------------------
+    def repair(self, namespaces: netns.Namespaces) -> list[tuple[str, str]]:
+        """Make the namespace what it should be, tasks' links apart; returns (kind, what was wrong)."""
+        found: list[tuple[str, str]] = []
+        if not namespaces.is_namespace(self.path):
+            netns.release(self.path)
+            netns.keep(self.fd, self.path)
+            found.append(("router-mount", f"{self.path} was not mounted"))
+        with namespaces.inside(self.fd):
+            found += [("router-sysctl", f"{name} differed") for name in self._write_sysctls()]
+        found += [("router-table", text) for text in repair_ruleset(self._nftables, self.ruleset())]
+        found += [("router-elements", text) for text in repair_elements(self._nftables, self._wanted_elements())]
+        links = self._links()
+        found += self._repair_stale_links(links)
+        found += self._repair_addresses(links)
+        found += self._repair_routes(links)
+        found += self._repair_neighbours(links)
+        return found
+
+    def has_link(self, task_id: str) -> bool:
+        """Whether the kernel still has the link of a task."""
+        link = self._links().get(task_link_name(task_id))
+        return link is not None and link.is_up and link.index == self.tasks[task_id].index
+
+    def _repair_stale_links(self, links: dict[str, rt.Link]) -> list[tuple[str, str]]:
+        now = time.monotonic()
+        self._fading = {name: until for name, until in self._fading.items() if until > now}
+        wanted = {task_link_name(task_id) for task_id in self.tasks}
+        stale = [
+            name
+            for name in links
+            if name.startswith(limits.TASK_LINK_PREFIX) and name not in wanted and name not in self._fading
+        ]
+        self._link.execute([rt.delete_link(name) for name in stale])
+        return [("stale-link", f"link {name} belongs to no task") for name in stale]
+
+    def _repair_addresses(self, links: dict[str, rt.Link]) -> list[tuple[str, str]]:
+        found, requests = [], []
+        present = {rt.read_address(body) for body in self._link.dump(rt.list_addresses())}
+        wanted = [("lo", self.gateway, 32), (limits.ROUTER_UPLINK, self.uplink.router_address, 30)]
+        for name, address, prefix_length in wanted:
+            link = links.get(name)
+            if link is None:
+                continue
+            if not link.is_up:
+                requests.append(rt.set_link_up(link.index, name))
+                found.append(("router-link", f"{name} was down"))
+            if (link.index, address, prefix_length) not in present:
+                requests.append(rt.add_address(link.index, address, prefix_length))
+                found.append(("router-address", f"{name} lacked {format_address(address)}/{prefix_length}"))
+        self._link.execute(requests)
+        return found
+
+    def _repair_routes(self, links: dict[str, rt.Link]) -> list[tuple[str, str]]:
+        wanted = {(route.destination, route.prefix_length): route for route in self._wanted_routes(links)}
+        read = (rt.read_route(body) for body in self._link.dump(rt.list_routes()))
+        present = {(route.destination, route.prefix_length): route for route in read if route is not None}
+        missing = [route for key, route in wanted.items() if present.get(key) != route]
+        stale = [route for key, route in present.items() if key not in wanted]
+        self._link.execute([rt.delete_route(route) for route in stale])
+        self._link.execute([rt.replace_route(route) for route in missing])
+        return [("router-route", f"route {route.describe()} was missing or differed") for route in missing] + [
+            ("stale-route", f"route {route.describe()} leads nowhere") for route in stale
+        ]
+
+    def _wanted_routes(self, links: dict[str, rt.Link]) -> list[rt.Route]:
+        routes = [rt.Route(self.subnet.network, self.subnet.prefix_length, kind=rt.RTN_UNREACHABLE)]
+        uplink = links.get(limits.ROUTER_UPLINK)
+        if uplink is not None:
+            routes.append(rt.Route(b"\0\0\0\0", 0, uplink.index, self.uplink.node_address))
+        indexes = {link.index for link in links.values()}
+        routes += [rt.Route(link.address, 32, link.index) for link in self.tasks.values() if link.index in indexes]
+        return routes
+
+    def _repair_neighbours(self, links: dict[str, rt.Link]) -> list[tuple[str, str]]:
+        indexes = {link.index for link in links.values()}
+        wanted = {
+            rt.Neighbour(link.index, link.address, mac_of(link.address))
+            for link in self.tasks.values()
+            if link.index in indexes
+        }
+        read = (rt.read_neighbour(body) for body in self._link.dump(rt.list_neighbours()))
+        present = {neighbour for neighbour in read if neighbour is not None}
+        task_indexes = {links[name].index for name in links if name.startswith(limits.TASK_LINK_PREFIX)}
+        stale = [neighbour for neighbour in present - wanted if neighbour.link in task_indexes]
+        missing = wanted - present
+        self._link.execute([rt.delete_neighbour(neighbour) for neighbour in stale])
+        self._link.execute([rt.replace_neighbour(neighbour) for neighbour in missing])
+        return [
+            ("router-neighbour", f"neighbour {format_address(neighbour.address)} was missing or differed")
+            for neighbour in missing
+        ]
+
+
+def _slot_elements(prefix: bytes, owners: Owners) -> dict[bytes, bytes]:
+    return {prefix + slot_word(slot): owner for slot, owner in enumerate(owners) if owner is not None}
+
+
+def _hairpin_addresses(service: Service) -> list[bytes]:
+    """Endpoints that may be balanced to themselves."""
+    return [parse_address(each.address, "endpoint") for each in service.endpoints] if service.vip else []
