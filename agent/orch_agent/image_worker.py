@@ -47,7 +47,7 @@ def _build(store: ImageStore, wish: dict[str, Any], upload: Path) -> list[str]:
         def progress(event: BuildEvent) -> None:
             _say(progress=plain_line(event), from_step=event.kind is EventKind.OUTPUT)
 
-        builder = Builder(store, RuntimeStepRunner(Path(wish["runtime_socket"])))
+        builder = Builder(store, RuntimeStepRunner(wish["runtime_socket"]))
         image = builder.build(
             context,
             dockerfile=context / wish["dockerfile"],

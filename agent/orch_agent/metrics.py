@@ -26,6 +26,7 @@ from orch_agent.task.templates import task_name
 from orch_proto import types_pb2 as types
 from orch_proto.version import VERSION
 from orch_rpc import logs
+from orch_runtime.protocol import ContainerStats
 
 log = logs.get("metrics")
 SCRAPE_WAIT_S = 5.0
@@ -64,23 +65,23 @@ _CONTAINER_SERIES = (
     Measured("container_memory_working_set_bytes", "memory_working_set_bytes", "Memory in use that cannot be dropped"),
     Measured("container_memory_rss", "memory_rss_bytes", "Anonymous memory"),
     Measured("container_memory_cache", "memory_cache_bytes", "Page cache"),
-    Measured("container_memory_failcnt", "memory_failcnt", "Times the memory limit was hit", counter=True),
+    Measured("container_memory_failcnt", "memory_failures", "Times the memory limit was hit", counter=True),
     Measured("container_oom_events", "oom_kills", "Processes killed for lack of memory", counter=True),
     Measured("container_spec_memory_limit_bytes", "memory_limit_bytes", "Memory limit; 0: none"),
-    Measured("container_processes", "pids", "Processes and threads"),
+    Measured("container_processes", "pids_current", "Processes and threads"),
     Measured("container_start_time_seconds", "started_at_unix_ms", "Start time, Unix seconds", scale=1e-3),
-    Measured("container_fs_reads_bytes", "blkio_read_bytes", "Bytes read from disks", counter=True),
-    Measured("container_fs_writes_bytes", "blkio_write_bytes", "Bytes written to disks", counter=True),
+    Measured("container_fs_reads_bytes", "block_read_bytes", "Bytes read from disks", counter=True),
+    Measured("container_fs_writes_bytes", "block_write_bytes", "Bytes written to disks", counter=True),
 )
 _NETWORK_SERIES = (
-    ("container_network_receive_bytes", "rx_bytes"),
-    ("container_network_receive_packets", "rx_packets"),
-    ("container_network_receive_errors", "rx_errors"),
-    ("container_network_receive_packets_dropped", "rx_dropped"),
-    ("container_network_transmit_bytes", "tx_bytes"),
-    ("container_network_transmit_packets", "tx_packets"),
-    ("container_network_transmit_errors", "tx_errors"),
-    ("container_network_transmit_packets_dropped", "tx_dropped"),
+    ("container_network_receive_bytes", "receive_bytes"),
+    ("container_network_receive_packets", "receive_packets"),
+    ("container_network_receive_errors", "receive_errors"),
+    ("container_network_receive_packets_dropped", "receive_dropped"),
+    ("container_network_transmit_bytes", "transmit_bytes"),
+    ("container_network_transmit_packets", "transmit_packets"),
+    ("container_network_transmit_errors", "transmit_errors"),
+    ("container_network_transmit_packets_dropped", "transmit_dropped"),
 )
 
 
@@ -129,7 +130,7 @@ class NodeCollector(Collector):
         yield from self._containers(containers)
         yield from _network_counters(network)
 
-    async def _gather(self) -> tuple[list[JsonObject], JsonObject]:
+    async def _gather(self) -> tuple[list[ContainerStats], JsonObject]:
         containers = await self._stats.read()
         network = await self._network.call("status", timeout_s=SCRAPE_WAIT_S)
         return containers, network
@@ -143,23 +144,21 @@ class NodeCollector(Collector):
             states.add_metric([state], count)
         yield states
 
-    def _containers(self, containers: list[JsonObject]) -> Iterator[Metric]:
-        labelled = [(self._labels(str(fields["id"])), fields) for fields in containers]
+    def _containers(self, containers: list[ContainerStats]) -> Iterator[Metric]:
+        labelled = [(self._labels(fields.id), fields) for fields in containers]
         for series in _CONTAINER_SERIES:
             family: CounterMetricFamily | GaugeMetricFamily
             kind = CounterMetricFamily if series.counter else GaugeMetricFamily
             family = kind(series.name, series.help, labels=_LABELS)
             for labels, fields in labelled:
-                value = fields.get(series.field)
-                if value is not None:
-                    family.add_metric(labels, float(value) * series.scale)
+                family.add_metric(labels, float(getattr(fields, series.field)) * series.scale)
             yield family
         for name, field in _NETWORK_SERIES:
             network = CounterMetricFamily(name, name.replace("_", " "), labels=(*_LABELS, "interface"))
             for labels, fields in labelled:
-                for interface, counters in (fields.get("networks") or {}).items():
-                    if interface != "lo" and field in counters:
-                        network.add_metric((*labels, interface), float(counters[field]))
+                for counters in fields.networks:
+                    if counters.interface != "lo":
+                        network.add_metric((*labels, counters.interface), float(getattr(counters, field)))
             yield network
 
     def _labels(self, container_id: str) -> tuple[str, ...]:
@@ -214,10 +213,10 @@ def _info(name: str, text: str, labels: dict[str, str]) -> GaugeMetricFamily:
 def _network_counters(status: JsonObject) -> Iterator[Metric]:
     counters = status.get("counters") or {}
     drift = CounterMetricFamily("orch_agent_reconcile_drift", "Kernel entries repaired", labels=["kind"])
-    for kind, count in (counters.get("drift") or {}).items():
+    for kind, count in (counters.get("repairs") or {}).items():
         drift.add_metric([str(kind)], float(count))
     yield drift
     queries = CounterMetricFamily("orch_dns_queries", "Name queries of tasks by outcome", labels=["outcome"])
-    for outcome, count in (counters.get("dns") or {}).items():
+    for outcome, count in (counters.get("dns_queries") or {}).items():
         queries.add_metric([str(outcome)], float(count))
     yield queries

@@ -18,8 +18,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from orch_runtime.ensure import ensure_keeper
-
 from orch_agent.agent import Agent, Places
 from orch_agent.bootstrap import founding_objects
 from orch_agent.daemon_api import DaemonService
@@ -29,6 +27,7 @@ from orch_proto import daemon_pb2 as daemon
 from orch_proto import daemon_pb2_grpc, defaults
 from orch_rpc import logs, servers
 from orch_rpc.errors import FailedPrecondition, Unavailable
+from orch_runtime.daemon import ensure_keeper
 
 log = logs.get("orchd")
 SOCKET_GROUP = "orch"
@@ -155,7 +154,7 @@ class Orchd:
             if self._membership.role == "manager" and not force:
                 raise FailedPrecondition(
                     "cannot leave",
-                    "this node is the last manager: the cluster's stacks, secrets and configs would be lost (volumes stay)",
+                    "this node is the last manager: all stacks, secrets and configs would be lost (volumes stay)",
                     "if that is wanted, repeat with --force",
                 )
             notes = await self._take_down()

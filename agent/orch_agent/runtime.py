@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from orch_agent.errors import LinkRefused
-from orch_agent.packets import JsonObject, PacketLink
+from orch_agent.packets import PacketLink
+from orch_runtime import protocol
 from orch_runtime.config import compile_config
-from orch_runtime.errors import InvalidConfig
+from orch_runtime.errors import InvalidConfig, NotFound
 from orch_runtime.plan import LogOptions, OverlayRootfs
+
+EXEC_SPARE_S = 10.0
+STATS_WAIT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +34,6 @@ class ContainerView:
     pid: int
     started_at_unix_ms: int
     exit: ContainerExit | None
-
-
-@dataclass(frozen=True, slots=True)
-class Execution:
-    """What a program run inside a container gave."""
-
-    exit_code: int
-    output: str
-    timed_out: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,68 +72,61 @@ class Runtime:
             )
         except InvalidConfig as error:
             raise LinkRefused(error.kind, str(error)) from error
-        answer = await self.link.call("run", {"plan": plan})
-        return read_container({"id": container_id, **answer})
+        return view_of(protocol.parse_state(await self.link.call(protocol.OP_RUN, {"plan": plan})))
 
     async def kill(self, container_id: str, number: int) -> None:
         """Sends a signal to the container's first process."""
-        await self.link.call("kill", {"id": container_id, "signal": number})
+        await self.link.call(protocol.OP_KILL, {"id": container_id, "signal": number})
 
     async def delete(self, container_id: str) -> None:
         """Removes a container, killing it first if it runs; one that is not there is fine."""
         try:
-            await self.link.call("delete", {"id": container_id, "force": True})
+            await self.link.call(protocol.OP_DELETE, {"id": container_id, "force": True})
         except LinkRefused as error:
-            if error.kind != "not_found":
+            if error.kind != NotFound.kind:
                 raise
 
     async def execute(
         self, container_id: str, command: Sequence[str], *, timeout_s: float, max_output_bytes: int
-    ) -> Execution:
+    ) -> protocol.ExecResult:
         """Runs a program inside a container and waits for its end."""
-        answer = await self.link.call(
-            "exec",
-            {
-                "id": container_id,
-                "args": list(command),
-                "timeout_ms": int(timeout_s * 1000),
-                "max_output_bytes": max_output_bytes,
-            },
-            timeout_s=timeout_s + 10.0,
-        )
-        return Execution(
-            exit_code=int(answer.get("exit_code", -1)),
-            output=str(answer.get("output", "")),
-            timed_out=bool(answer.get("timed_out", False)),
-        )
+        fields = {
+            "id": container_id,
+            "args": list(command),
+            "env": [],
+            "cwd": "",
+            "user": "",
+            "timeout_ms": max(int(timeout_s * 1000), 1),
+            "max_output_bytes": max_output_bytes,
+        }
+        answer = await self.link.call(protocol.OP_EXEC, fields, timeout_s=timeout_s + EXEC_SPARE_S)
+        return protocol.parse_exec(answer)
 
     async def containers(self) -> dict[str, ContainerView]:
-        """All containers, by id."""
-        answer = await self.link.call_now("list")
-        return {view.id: view for view in map(read_container, answer["containers"])}
+        """All containers, by id; asked on the connection as it is."""
+        answer = await self.link.call_now(protocol.OP_LIST)
+        views = (view_of(protocol.parse_state(entry)) for entry in answer["containers"])
+        return {view.id: view for view in views}
 
-    async def stats(self) -> list[JsonObject]:
+    async def subscribe(self) -> None:
+        """Asks for events on the connection as it is."""
+        await self.link.call_now(protocol.OP_SUBSCRIBE)
+
+    async def stats(self) -> list[protocol.ContainerStats]:
         """Counters of all running containers."""
-        answer = await self.link.call("stats", timeout_s=5.0)
-        return list(answer["containers"])
+        answer = await self.link.call(protocol.OP_STATS, {"ids": None}, timeout_s=STATS_WAIT_S)
+        return [protocol.parse_stats(entry) for entry in answer["stats"]]
 
 
-def read_exit(fields: JsonObject) -> ContainerExit:
-    """The end of a container, from an event or a listing."""
-    code = fields.get("code")
-    return ContainerExit(
-        code=None if code is None else int(code),
-        oom_killed=bool(fields.get("oom_killed", False)),
-        finished_at_unix_ms=int(fields.get("finished_at_unix_ms", 0)),
-    )
+def exit_of(event: protocol.ExitEvent) -> ContainerExit:
+    """The end of a container as an event tells it."""
+    return ContainerExit(event.code, event.oom_killed, event.finished_at_unix_ms)
 
 
-def read_container(fields: JsonObject) -> ContainerView:
-    """A container, from a listing or the answer to ``run``."""
-    ended = fields.get("exit")
-    return ContainerView(
-        id=str(fields["id"]),
-        pid=int(fields.get("pid", 0)),
-        started_at_unix_ms=int(fields.get("started_at_unix_ms", 0)),
-        exit=None if ended is None else read_exit(ended),
-    )
+def view_of(state: protocol.ContainerState) -> ContainerView:
+    """A container as the agent sees it."""
+    ended = None
+    if state.status == protocol.STATUS_EXITED:
+        code = state.exit_code if state.exit_known else None
+        ended = ContainerExit(code, state.oom_killed, state.finished_at_unix_ms)
+    return ContainerView(state.id, state.pid, state.started_at_unix_ms, ended)

@@ -6,9 +6,9 @@ import asyncio
 import time
 from collections.abc import Collection
 
-from orch_agent.packets import JsonObject
 from orch_agent.runtime import Runtime
 from orch_proto import node_pb2 as calls
+from orch_runtime.protocol import ContainerStats
 
 FRESH_S = 1.0
 
@@ -20,9 +20,9 @@ class StatsReader:
         self._runtime = runtime
         self._lock = asyncio.Lock()
         self._read_at = 0.0
-        self._stats: list[JsonObject] = []
+        self._stats: list[ContainerStats] = []
 
-    async def read(self) -> list[JsonObject]:
+    async def read(self) -> list[ContainerStats]:
         """Counters of all containers, at most a second old.
 
         Raises:
@@ -37,25 +37,20 @@ class StatsReader:
     async def for_tasks(self, task_ids: Collection[str]) -> list[calls.TaskStats]:
         """Counters of some tasks, or of all when none is named."""
         now_ms = time.time_ns() // 1_000_000
-        return [
-            _task_stats(fields, now_ms)
-            for fields in await self.read()
-            if not task_ids or str(fields.get("id")) in task_ids
-        ]
+        return [_task_stats(fields, now_ms) for fields in await self.read() if not task_ids or fields.id in task_ids]
 
 
-def _task_stats(fields: JsonObject, now_ms: int) -> calls.TaskStats:
-    networks = fields.get("networks") or {}
-    counters = [counter for name, counter in networks.items() if name != "lo"]
+def _task_stats(fields: ContainerStats, now_ms: int) -> calls.TaskStats:
+    outside = [network for network in fields.networks if network.interface != "lo"]
     return calls.TaskStats(
-        task_id=str(fields["id"]),
-        cpu_usage_ns=int(fields.get("cpu_usage_ns", 0)),
-        memory_usage_bytes=int(fields.get("memory_usage_bytes", 0)),
-        memory_limit_bytes=int(fields.get("memory_limit_bytes") or 0),
-        pids=int(fields.get("pids", 0)),
-        network_receive_bytes=sum(int(counter.get("rx_bytes", 0)) for counter in counters),
-        network_transmit_bytes=sum(int(counter.get("tx_bytes", 0)) for counter in counters),
-        block_read_bytes=int(fields.get("blkio_read_bytes") or 0),
-        block_write_bytes=int(fields.get("blkio_write_bytes") or 0),
+        task_id=fields.id,
+        cpu_usage_ns=fields.cpu_usage_ns,
+        memory_usage_bytes=fields.memory_usage_bytes,
+        memory_limit_bytes=fields.memory_limit_bytes,
+        pids=fields.pids_current,
+        network_receive_bytes=sum(network.receive_bytes for network in outside),
+        network_transmit_bytes=sum(network.transmit_bytes for network in outside),
+        block_read_bytes=fields.block_read_bytes,
+        block_write_bytes=fields.block_write_bytes,
         sampled_at_unix_ms=now_ms,
     )

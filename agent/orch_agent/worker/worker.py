@@ -7,7 +7,7 @@ import asyncio
 from orch_agent.errors import LinkLost, LinkRefused
 from orch_agent.network_sync import NetworkSync
 from orch_agent.packets import JsonObject
-from orch_agent.runtime import ContainerView, read_exit
+from orch_agent.runtime import ContainerView, exit_of
 from orch_agent.task.controller import Surroundings, TaskController
 from orch_agent.task.preparation import Preparation
 from orch_agent.task.record import Record, Records
@@ -17,6 +17,7 @@ from orch_proto import defaults
 from orch_proto import dispatcher_pb2 as dispatcher
 from orch_proto import types_pb2 as types
 from orch_rpc import logs
+from orch_runtime import protocol as runtime_protocol
 
 log = logs.get("worker")
 
@@ -135,11 +136,12 @@ class Worker:
 
     # ---- from the runtime --------------------------------------------------------------------------
 
-    def runtime_event(self, event: JsonObject) -> None:
+    def runtime_event(self, message: JsonObject) -> None:
         """Takes an event of the supervisor."""
-        controller = self.controllers.get(str(event.get("id", "")))
-        if event.get("event") == "exit" and controller is not None:
-            controller.container_ended(read_exit(event))
+        event = runtime_protocol.parse_event(message)
+        controller = self.controllers.get(event.id) if event is not None else None
+        if isinstance(event, runtime_protocol.ExitEvent) and controller is not None:
+            controller.container_ended(exit_of(event))
 
     async def runtime_connected(self) -> None:
         """The supervisor is there (again): what it knows is the truth.
@@ -147,7 +149,7 @@ class Worker:
         Raises:
             LinkLost: it went away again.
         """
-        await self._around.runtime.link.call_now("subscribe")
+        await self._around.runtime.subscribe()
         containers = await self._around.runtime.containers()
         if not self._runtime_seen:
             self._runtime_seen = True
