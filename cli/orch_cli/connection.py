@@ -85,8 +85,8 @@ async def control(host: str = "") -> AsyncIterator[ControlAsyncStub]:
     """
     path = manager_socket(host)
     check_socket(path, "the manager", _MANAGER_TODO)
-    from orch_proto.control_pb2_grpc import ControlStub  # noqa: PLC0415 - see the module's docstring
-    from orch_rpc.channels import unix_channel  # noqa: PLC0415
+    from orch_proto.control_pb2_grpc import ControlStub
+    from orch_rpc.channels import unix_channel
 
     async with unix_channel(path) as channel:
         yield ControlStub(channel)
@@ -102,8 +102,8 @@ async def daemon(host: str = "") -> AsyncIterator[DaemonAsyncStub]:
     """
     path = daemon_socket(host)
     check_socket(path, "the node's daemon", "start it: systemctl start orchd, or `orch playground up`")
-    from orch_proto.daemon_pb2_grpc import DaemonStub  # noqa: PLC0415 - see the module's docstring
-    from orch_rpc.channels import unix_channel  # noqa: PLC0415
+    from orch_proto.daemon_pb2_grpc import DaemonStub
+    from orch_rpc.channels import unix_channel
 
     async with unix_channel(path) as channel:
         yield DaemonStub(channel)
@@ -112,7 +112,7 @@ async def daemon(host: str = "") -> AsyncIterator[DaemonAsyncStub]:
 @contextmanager
 def calling(doing: str) -> Iterator[None]:
     """Turns gRPC's errors into ours; ``doing`` as in "cannot list the services"."""
-    from orch_rpc.errors import rpc_errors  # noqa: PLC0415 - see the module's docstring
+    from orch_rpc.errors import rpc_errors
 
     with rpc_errors(doing):
         yield

@@ -40,14 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _debug() -> None:
     """Shows the traceback when ORCH_DEBUG asks for it."""
     if os.environ.get("ORCH_DEBUG", "") not in ("", "0"):
-        import traceback  # noqa: PLC0415 - start-up time
+        import traceback
 
         traceback.print_exc()
 
 
 def _report(error: Exception) -> int:
     """Prints an error that is not the command line's own."""
-    from orch_cli.compose.report import ComposeError  # noqa: PLC0415 - start-up time
+    from orch_cli.compose.report import ComposeError
 
     if isinstance(error, ComposeError):
         for problem in error.problems:
@@ -57,7 +57,7 @@ def _report(error: Exception) -> int:
         print(format_error(what, "see above", "nothing was changed; correct it and repeat"), file=sys.stderr)
         return EXIT_ERROR
     if "orch_rpc.errors" in sys.modules:
-        from orch_rpc.errors import OrchError  # noqa: PLC0415 - imports grpc; only needed when it is there already
+        from orch_rpc.errors import OrchError
 
         if isinstance(error, OrchError):
             print(format_error(error.what, error.why, error.todo), file=sys.stderr)
@@ -83,7 +83,7 @@ def run(arguments: list[str]) -> int:
     host, rest = _global_options(arguments)
     if rest and rest[0] == "playground":
         return _playground(rest[1:], host)
-    from orch_cli import verbs  # noqa: PLC0415 - argparse is not needed for the playground or --version
+    from orch_cli import verbs
 
     if not rest or rest[0] in ("help", "-h", "--help"):
         verbs.print_help(rest[1] if len(rest) > 1 and rest[1] in verbs.NOUNS else None)
@@ -108,8 +108,8 @@ def run(arguments: list[str]) -> int:
 def _finish(result: object) -> int:
     if isinstance(result, int):
         return result
-    import asyncio  # noqa: PLC0415 - start-up time of commands that talk to nobody
-    from collections.abc import Coroutine  # noqa: PLC0415
+    import asyncio
+    from collections.abc import Coroutine
 
     assert isinstance(result, Coroutine)
     status = asyncio.run(result)
@@ -118,7 +118,7 @@ def _finish(result: object) -> int:
 
 
 def _unknown(word: str, known: list[str], where: str) -> UsageError:
-    from orch_cli.compose.report import nearest  # noqa: PLC0415 - start-up time
+    from orch_cli.compose.report import nearest
 
     flag = word.startswith("-")
     what = f"{where}: {'flag' if flag else 'command'} {word!r} is unknown"
@@ -148,7 +148,7 @@ def _playground(arguments: list[str], host: str) -> int:
     """The playground is a package of its own, with its own arguments."""
     if host:
         raise UsageError("--host does not go with playground", "a playground is always on this machine", "leave it out")
-    from orch_cli.playground import command  # noqa: PLC0415 - imported only when asked for
+    from orch_cli.playground import command
 
     return int(command.run(arguments))
 

@@ -182,7 +182,7 @@ class Parser(argparse.ArgumentParser):
 
 def find_verb(noun: str, verb: str) -> Verb:
     """Imports the module of a command."""
-    from importlib import import_module  # noqa: PLC0415 - one command's module is imported, not all
+    from importlib import import_module
 
     verbs: Mapping[str, Verb] = import_module(NOUNS[noun].module).VERBS
     return verbs[verb]
@@ -206,7 +206,7 @@ def parse(noun: str, verb: str, arguments: Sequence[str], host: str) -> tuple[Ve
 
 def _intermixable(parser: argparse.ArgumentParser) -> bool:
     """Flags may stand between names, except where the rest of the line belongs to somebody else."""
-    return not any(action.nargs in (argparse.REMAINDER, argparse.PARSER) for action in parser._actions)  # noqa: SLF001 - argparse has no other way to ask
+    return not any(action.nargs in (argparse.REMAINDER, argparse.PARSER) for action in parser._actions)
 
 
 def print_help(noun: str | None = None) -> None:

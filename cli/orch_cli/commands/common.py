@@ -94,7 +94,7 @@ def parse_pairs(values: Sequence[str], what: str) -> dict[str, str]:
 
 async def for_each(references: Sequence[str], work: Callable[[str], Awaitable[None]]) -> int:
     """Does the same to several objects: all are tried, failures are told as they come; the exit status says if there was one."""
-    from orch_rpc.errors import OrchError  # noqa: PLC0415 - imports grpc, which is there already when this is called
+    from orch_rpc.errors import OrchError
 
     status = EXIT_OK
     for reference in references:

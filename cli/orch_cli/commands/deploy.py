@@ -71,7 +71,12 @@ def _load(arguments: argparse.Namespace) -> LoadedStack:
     return stack
 
 
-def _timeout_s(text: str) -> float:
+def parse_timeout_s(text: str) -> float:
+    """``--timeout`` in seconds; empty: the default of a deploy.
+
+    Raises:
+        UsageError: for what is no duration.
+    """
     if not text:
         return defaults.DEPLOY_TIMEOUT_MS / 1000
     try:
@@ -86,13 +91,13 @@ def _timeout_s(text: str) -> float:
 async def run_deploy(arguments: argparse.Namespace) -> int:
     """Builds, applies, waits."""
     started = time.monotonic()
-    timeout_s = _timeout_s(arguments.timeout)
+    timeout_s = parse_timeout_s(arguments.timeout)
     stack = _load(arguments)
-    from orch_cli.connection import control  # noqa: PLC0415 - grpc is imported once the file is known to be good
+    from orch_cli.connection import control
 
     async with control(arguments.host) as stub:
         if stack.builds:
-            from orch_cli.deploy.build import build_images  # noqa: PLC0415 - most deploys build nothing
+            from orch_cli.deploy.build import build_images
 
             await build_images(stub, stack.builds, always=arguments.build, quiet=arguments.quiet)
         answer = await _apply(stub, _request(stack, arguments), started + timeout_s)
@@ -103,7 +108,7 @@ async def run_deploy(arguments: argparse.Namespace) -> int:
 
 
 def _request(stack: LoadedStack, arguments: argparse.Namespace) -> ApplyStackRequest:
-    from orch_proto.control_pb2 import ApplyStackRequest  # noqa: PLC0415 - start-up time
+    from orch_proto.control_pb2 import ApplyStackRequest
 
     source = stack.source if len(stack.source.encode()) <= SOURCE_BYTES else "# too large to be kept"
     return ApplyStackRequest(
@@ -125,8 +130,8 @@ def _author() -> str:
 
 async def _apply(stub: ControlAsyncStub, request: ApplyStackRequest, deadline: float) -> ApplyStackResponse:
     """Applies the stack; repeats while no manager answers, which is safe as the same stack again changes nothing."""
-    from orch_cli.connection import calling  # noqa: PLC0415 - start-up time
-    from orch_rpc.errors import Unavailable  # noqa: PLC0415
+    from orch_cli.connection import calling
+    from orch_rpc.errors import Unavailable
 
     pause_s = 0.05
     give_up = min(deadline, time.monotonic() + APPLY_TIMEOUT_S)
@@ -142,7 +147,7 @@ async def _apply(stub: ControlAsyncStub, request: ApplyStackRequest, deadline: f
 
 
 def _print_changes(name: str, answer: ApplyStackResponse) -> None:
-    from orch_proto.control_pb2 import (  # noqa: PLC0415 - start-up time
+    from orch_proto.control_pb2 import (
         CHANGE_KIND_CREATE,
         CHANGE_KIND_REMOVE,
         CHANGE_KIND_REPLACE,
@@ -176,7 +181,7 @@ def _order(change: ObjectChange) -> tuple[int, str]:
 
 
 def _kind(change: ObjectChange) -> str:
-    from orch_proto.types_pb2 import ObjectKind  # noqa: PLC0415 - start-up time
+    from orch_proto.types_pb2 import ObjectKind
 
     return ObjectKind.Name(change.kind).removeprefix("OBJECT_KIND_").lower()
 
@@ -189,13 +194,16 @@ async def _wait(
     timeout_s: float,
     started: float,
 ) -> int:
-    from orch_cli.deploy.progress import make_progress  # noqa: PLC0415 - not needed with --detach
-    from orch_cli.deploy.wait import wait_converged  # noqa: PLC0415
+    from orch_cli.deploy.progress import make_progress
+    from orch_cli.deploy.wait import wait_converged
+    from orch_cli.deploy.watch import stack_filter
 
     name = stack.spec.name
     names = frozenset(service.annotations.name for service in stack.spec.services)
     progress = make_progress("quiet" if arguments.quiet else arguments.progress, name, sys.stderr)
-    outcome = await wait_converged(stub, name, answer.stack_id, names, progress, timeout_s, started)
+    outcome = await wait_converged(
+        stub, name, [stack_filter(answer.stack_id, name)], names, progress, timeout_s, started
+    )
     if outcome.detached:
         print(f"\nno longer waiting; the deploy goes on: `orch stack ps {name}` shows it", file=sys.stderr)
         return EXIT_OK
@@ -207,8 +215,8 @@ async def _wait(
 
 
 def _print_summary(outcome: Outcome, stack: str) -> None:
-    from orch_cli.output.listing import table_lines  # noqa: PLC0415 - start-up time
-    from orch_cli.output.units import format_elapsed  # noqa: PLC0415
+    from orch_cli.output.listing import table_lines
+    from orch_cli.output.units import format_elapsed
 
     rows = [
         [
@@ -228,7 +236,7 @@ def _print_summary(outcome: Outcome, stack: str) -> None:
 
 async def _explain(stub: ControlAsyncStub, outcome: Outcome, stack: str, timeout_s: float) -> None:
     """Says why a deploy did not succeed, with the last output of what failed."""
-    from orch_cli.deploy.convergence import Verdict  # noqa: PLC0415 - only on failure
+    from orch_cli.deploy.convergence import Verdict
 
     troubled = [service for service in outcome.services if service.verdict is not Verdict.CONVERGED]
     for service in troubled[:10]:
@@ -252,10 +260,10 @@ async def _explain(stub: ControlAsyncStub, outcome: Outcome, stack: str, timeout
 
 
 async def _print_last_lines(stub: ControlAsyncStub, task_id: str, name: str) -> None:
-    from orch_cli.connection import calling  # noqa: PLC0415 - only on failure
-    from orch_proto.control_pb2 import LogsRequest  # noqa: PLC0415
-    from orch_proto.node_pb2 import LogsOptions  # noqa: PLC0415
-    from orch_rpc.errors import OrchError  # noqa: PLC0415
+    from orch_cli.connection import calling
+    from orch_proto.control_pb2 import LogsRequest
+    from orch_proto.node_pb2 import LogsOptions
+    from orch_rpc.errors import OrchError
 
     request = LogsRequest(targets=[task_id], options=LogsOptions(tail_lines=LOG_LINES, stdout=True, stderr=True))
     lines: list[str] = []
@@ -277,13 +285,13 @@ async def _print_last_lines(stub: ControlAsyncStub, task_id: str, name: str) -> 
 
 async def run_plan(arguments: argparse.Namespace) -> int:
     """Shows what would change: 0 nothing, 1 something, 255 an error."""
-    from orch_cli.compose.report import ComposeError  # noqa: PLC0415 - start-up time
-    from orch_cli.connection import calling, control  # noqa: PLC0415
+    from orch_cli.compose.report import ComposeError
+    from orch_cli.connection import calling, control
 
     try:
         stack = _load(arguments)
         async with control(arguments.host) as stub:
-            from orch_rpc.errors import OrchError  # noqa: PLC0415 - grpc is imported once the file is known to be good
+            from orch_rpc.errors import OrchError
 
             try:
                 with calling(f"plan the stack {stack.spec.name}"):
@@ -301,15 +309,15 @@ async def run_plan(arguments: argparse.Namespace) -> int:
     for warning in answer.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if arguments.format == "json":
-        import json  # noqa: PLC0415 - start-up time
+        import json
 
-        from orch_cli.output.objects import to_json  # noqa: PLC0415
+        from orch_cli.output.objects import to_json
 
         print(json.dumps(to_json(answer), indent=4, ensure_ascii=False))
     else:
-        from orch_cli.deploy.plan import format_plan  # noqa: PLC0415 - start-up time
+        from orch_cli.deploy.plan import format_plan
 
         print("\n".join(format_plan(stack.spec.name, answer)))
-    from orch_proto.control_pb2 import CHANGE_KIND_NONE  # noqa: PLC0415 - start-up time
+    from orch_proto.control_pb2 import CHANGE_KIND_NONE
 
     return 1 if any(change.change != CHANGE_KIND_NONE for change in answer.changes) else EXIT_OK

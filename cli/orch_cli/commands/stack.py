@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import sys
 import time
@@ -19,7 +18,7 @@ from orch_cli.verbs import Verb
 if TYPE_CHECKING:
     from orch_proto.control_pb2 import Filter
     from orch_proto.control_pb2_grpc import ControlAsyncStub
-    from orch_proto.objects_pb2 import Service, Stack, Task
+    from orch_proto.objects_pb2 import Stack
 
 STACKS: Final = Listing(
     columns=(("Name", "NAME"), ("Services", "SERVICES")),
@@ -47,11 +46,11 @@ def _configure_ls(parser: argparse.ArgumentParser) -> None:
 
 
 async def _run_ls(arguments: argparse.Namespace) -> int:
-    from orch_cli.commands.common import fetch  # noqa: PLC0415 - grpc is imported by commands that talk to a manager
-    from orch_cli.connection import control  # noqa: PLC0415
-    from orch_cli.output.units import format_ago  # noqa: PLC0415
-    from orch_proto.objects_pb2 import Stack  # noqa: PLC0415
-    from orch_proto.types_pb2 import OBJECT_KIND_STACK  # noqa: PLC0415
+    from orch_cli.commands.common import fetch
+    from orch_cli.connection import control
+    from orch_cli.output.units import format_ago
+    from orch_proto.objects_pb2 import Stack
+    from orch_proto.types_pb2 import OBJECT_KIND_STACK
 
     async with control(arguments.host) as stub:
         stacks = await fetch(stub, OBJECT_KIND_STACK)
@@ -78,10 +77,10 @@ async def _run_ls(arguments: argparse.Namespace) -> int:
 
 
 async def _find(stub: ControlAsyncStub, name: str) -> Stack | None:
-    from orch_cli.commands.common import get  # noqa: PLC0415 - see _run_ls
-    from orch_proto.objects_pb2 import Stack  # noqa: PLC0415
-    from orch_proto.types_pb2 import OBJECT_KIND_STACK  # noqa: PLC0415
-    from orch_rpc.errors import NotFound  # noqa: PLC0415
+    from orch_cli.commands.common import get
+    from orch_proto.objects_pb2 import Stack
+    from orch_proto.types_pb2 import OBJECT_KIND_STACK
+    from orch_rpc.errors import NotFound
 
     try:
         stack = await get(stub, OBJECT_KIND_STACK, name)
@@ -92,7 +91,7 @@ async def _find(stub: ControlAsyncStub, name: str) -> Stack | None:
 
 
 def _stack_filter(stack: Stack) -> Filter:
-    from orch_proto.control_pb2 import Filter  # noqa: PLC0415 - see _run_ls
+    from orch_proto.control_pb2 import Filter
 
     return Filter(key="stack", values=[stack.id, stack.annotations.name])
 
@@ -104,11 +103,11 @@ def _configure_ps(parser: argparse.ArgumentParser) -> None:
 
 
 async def _run_ps(arguments: argparse.Namespace) -> int:
-    from orch_cli.commands.common import fetch, node_names, parse_filters  # noqa: PLC0415 - see _run_ls
-    from orch_cli.connection import control  # noqa: PLC0415
-    from orch_cli.output.tasks import TASK_FILTERS, TASKS, task_rows  # noqa: PLC0415
-    from orch_proto.objects_pb2 import Task  # noqa: PLC0415
-    from orch_proto.types_pb2 import OBJECT_KIND_TASK  # noqa: PLC0415
+    from orch_cli.commands.common import fetch, node_names, parse_filters
+    from orch_cli.connection import control
+    from orch_cli.output.tasks import TASK_FILTERS, TASKS, task_rows
+    from orch_proto.objects_pb2 import Task
+    from orch_proto.types_pb2 import OBJECT_KIND_TASK
 
     filters = parse_filters(arguments.filter, TASK_FILTERS)
     async with control(arguments.host) as stub:
@@ -132,11 +131,11 @@ def _configure_services(parser: argparse.ArgumentParser) -> None:
 
 
 async def _run_services(arguments: argparse.Namespace) -> int:
-    from orch_cli.commands.common import fetch, note, parse_filters  # noqa: PLC0415 - see _run_ls
-    from orch_cli.connection import control  # noqa: PLC0415
-    from orch_cli.output.services import SERVICE_FILTERS, SERVICES, service_rows  # noqa: PLC0415
-    from orch_proto.objects_pb2 import Service, Task  # noqa: PLC0415
-    from orch_proto.types_pb2 import OBJECT_KIND_SERVICE, OBJECT_KIND_TASK  # noqa: PLC0415
+    from orch_cli.commands.common import fetch, note, parse_filters
+    from orch_cli.connection import control
+    from orch_cli.output.services import SERVICE_FILTERS, SERVICES, service_rows
+    from orch_proto.objects_pb2 import Service, Task
+    from orch_proto.types_pb2 import OBJECT_KIND_SERVICE, OBJECT_KIND_TASK
 
     filters = parse_filters(arguments.filter, SERVICE_FILTERS)
     async with control(arguments.host) as stub:
@@ -162,9 +161,9 @@ def _configure_rm(parser: argparse.ArgumentParser) -> None:
 
 
 async def _run_rm(arguments: argparse.Namespace) -> int:
-    from orch_cli.commands.common import note  # noqa: PLC0415 - see _run_ls
-    from orch_cli.connection import control  # noqa: PLC0415
-    from orch_rpc.errors import NotFound, OrchError  # noqa: PLC0415
+    from orch_cli.commands.common import note
+    from orch_cli.connection import control
+    from orch_rpc.errors import NotFound, OrchError
 
     status = EXIT_OK
     async with control(arguments.host) as stub:
@@ -181,10 +180,10 @@ async def _run_rm(arguments: argparse.Namespace) -> int:
 
 async def _remove(stub: ControlAsyncStub, name: str, *, detach: bool) -> int:
     """Removes one stack and waits until the manager has nothing of it left."""
-    from orch_cli.commands.common import CALL_TIMEOUT_S, note  # noqa: PLC0415 - see _run_ls
-    from orch_cli.connection import calling  # noqa: PLC0415
-    from orch_proto.control_pb2 import RemoveStackRequest  # noqa: PLC0415
-    from orch_proto.types_pb2 import OBJECT_KIND_VOLUME, ObjectKind  # noqa: PLC0415
+    from orch_cli.commands.common import CALL_TIMEOUT_S, note
+    from orch_cli.connection import calling
+    from orch_proto.control_pb2 import RemoveStackRequest
+    from orch_proto.types_pb2 import OBJECT_KIND_VOLUME, ObjectKind
 
     started = time.monotonic()
     stack = await _find(stub, name)
@@ -213,12 +212,12 @@ async def _remove(stub: ControlAsyncStub, name: str, *, detach: bool) -> int:
 
 async def _wait_gone(stub: ControlAsyncStub, name: str, stack_id: str, deadline: float) -> int:
     """Waits until the stack and its tasks are gone; returns how many tasks are left, 0 for none."""
-    from contextlib import aclosing  # noqa: PLC0415 - see _run_ls
+    from contextlib import aclosing
 
-    from orch_cli.deploy.watch import StackState, follow  # noqa: PLC0415
+    from orch_cli.deploy.watch import StackState, follow, stack_filter
 
     state = StackState(name)
-    async with aclosing(follow(stub, state, [stack_id, name], deadline)) as changes:
+    async with aclosing(follow(stub, state, [stack_filter(stack_id, name)], deadline)) as changes:
         async for _ in changes:
             gone = state.stack is None or state.stack.id != stack_id
             if gone and not any(
@@ -239,10 +238,10 @@ def _configure_config(parser: argparse.ArgumentParser) -> None:
 
 def _run_config(arguments: argparse.Namespace) -> int:
     """Checks the files completely, then prints them merged, with variables replaced."""
-    import yaml  # noqa: PLC0415 - start-up time of the other commands
+    import yaml
 
-    from orch_cli.compose.loader import build_stack, load_model  # noqa: PLC0415
-    from orch_cli.compose.nodes import to_plain  # noqa: PLC0415
+    from orch_cli.compose.loader import build_stack, load_model
+    from orch_cli.compose.nodes import to_plain
 
     files, options = read_files(arguments)
     model = load_model(files, options)
@@ -283,8 +282,8 @@ def _configure_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 async def _run_inspect(arguments: argparse.Namespace) -> int:
-    from orch_cli.commands.objects import inspect  # noqa: PLC0415 - see _run_ls
-    from orch_proto.types_pb2 import OBJECT_KIND_STACK  # noqa: PLC0415
+    from orch_cli.commands.objects import inspect
+    from orch_proto.types_pb2 import OBJECT_KIND_STACK
 
     return await inspect(arguments, OBJECT_KIND_STACK)
 
@@ -295,8 +294,8 @@ def _configure_history(parser: argparse.ArgumentParser) -> None:
 
 
 async def _run_history(arguments: argparse.Namespace) -> int:
-    from orch_cli.connection import control  # noqa: PLC0415 - see _run_ls
-    from orch_cli.output.units import format_ago  # noqa: PLC0415
+    from orch_cli.connection import control
+    from orch_cli.output.units import format_ago
 
     async with control(arguments.host) as stub:
         stack = await _find(stub, arguments.stack)

@@ -84,7 +84,7 @@ def read_files(arguments: argparse.Namespace) -> tuple[list[SourceFile], Options
     files = [_read(path) for path in paths]
     first = next((path for path in paths if path != "-"), "")
     options = Options(
-        folder=os.path.dirname(os.path.abspath(first)) if first else os.getcwd(),  # noqa: PTH100, PTH109, PTH120 - text paths, see loader
+        folder=os.path.dirname(os.path.abspath(first)) if first else os.getcwd(),
         environment=dict(os.environ),
         stack=stack,
         profiles=frozenset(name for item in arguments.profile for name in item.split(",")),
@@ -97,7 +97,7 @@ def _read(path: str) -> SourceFile:
     try:
         if path == "-":
             return SourceFile("<stdin>", sys.stdin.read(defaults.STACK_FILE_BYTES + 1))
-        with open(path, encoding="utf-8") as stream:  # noqa: PTH123 - see loader
+        with open(path, encoding="utf-8") as stream:
             return SourceFile(path, stream.read(defaults.STACK_FILE_BYTES + 1))
     except UnicodeDecodeError as error:
         raise CliError(f"cannot read {path}", "it is no UTF-8 text", "is it a stack file?") from error

@@ -18,11 +18,11 @@ def _configure_ls(parser: argparse.ArgumentParser) -> None:
 
 
 async def _run_ls(arguments: argparse.Namespace) -> int:
-    from orch_cli.commands.common import fetch, node_names, parse_filters  # noqa: PLC0415 - imports grpc, not wanted for --help
-    from orch_cli.connection import control  # noqa: PLC0415
-    from orch_cli.output.tasks import TASK_FILTERS, TASKS, task_rows  # noqa: PLC0415
-    from orch_proto.objects_pb2 import Task  # noqa: PLC0415
-    from orch_proto.types_pb2 import OBJECT_KIND_TASK, TaskState  # noqa: PLC0415
+    from orch_cli.commands.common import fetch, node_names, parse_filters
+    from orch_cli.connection import control
+    from orch_cli.output.tasks import TASK_FILTERS, TASKS, task_rows
+    from orch_proto.objects_pb2 import Task
+    from orch_proto.types_pb2 import OBJECT_KIND_TASK, TaskState
 
     filters = parse_filters(arguments.filter, (*TASK_FILTERS, "stack"))
     async with control(arguments.host) as stub:
@@ -46,8 +46,8 @@ def _configure_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 async def _run_inspect(arguments: argparse.Namespace) -> int:
-    from orch_cli.commands.objects import inspect  # noqa: PLC0415 - see _run_ls
-    from orch_proto.types_pb2 import OBJECT_KIND_TASK  # noqa: PLC0415
+    from orch_cli.commands.objects import inspect
+    from orch_proto.types_pb2 import OBJECT_KIND_TASK
 
     return await inspect(arguments, OBJECT_KIND_TASK)
 

@@ -77,7 +77,7 @@ class Options:
 
 def read_from_disk(path: str, limit: int) -> bytes:
     """Reads a file that the stack names, at most ``limit`` bytes and one more (so that too much is noticed)."""
-    with open(path, "rb") as stream:  # noqa: PTH123 - pathlib costs start-up time, and paths are text throughout the loader
+    with open(path, "rb") as stream:
         return stream.read(limit + 1)
 
 
@@ -125,9 +125,9 @@ def build_stack(model: Model, source: str, read_file: ReadFile = read_from_disk)
         ComposeError: with every problem found.
     """
     # Imported here: protobuf is the largest part of the start-up, and a file with problems in its form never needs it.
-    from orch_cli.compose import project as projects  # noqa: PLC0415
-    from orch_cli.compose.service import read_service  # noqa: PLC0415
-    from orch_proto.specs_pb2 import StackSpec  # noqa: PLC0415
+    from orch_cli.compose import project as projects
+    from orch_cli.compose.service import read_service
+    from orch_proto.specs_pb2 import StackSpec
 
     report = Report(warnings=list(model.warnings))
     root = View(model.root, "", report)

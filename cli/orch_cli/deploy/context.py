@@ -33,7 +33,7 @@ def read_ignore_rules(folder: str, dockerfile: str) -> IgnoreRules:
     """``<dockerfile>.dockerignore`` where there is one, else ``.dockerignore``, else nothing is ignored."""
     for name in (f"{dockerfile or 'Dockerfile'}.dockerignore", IGNORE_FILE):
         try:
-            with open(os.path.join(folder, name), encoding="utf-8") as stream:  # noqa: PTH118, PTH123 - hot path, text paths
+            with open(os.path.join(folder, name), encoding="utf-8") as stream:
                 return IgnoreRules(stream.read(_IGNORE_BYTES))
         except FileNotFoundError:
             continue
@@ -54,7 +54,7 @@ def list_context(folder: str, rules: IgnoreRules, always: frozenset[str]) -> Ite
     while stack:
         current = stack.pop()
         try:
-            with os.scandir(os.path.join(folder, current)) as scan:  # noqa: PTH118 - hot path
+            with os.scandir(os.path.join(folder, current)) as scan:
                 entries = sorted(scan, key=lambda entry: entry.name)
         except OSError as error:
             raise CliError(
@@ -111,17 +111,17 @@ def pack_context(folder: str, dockerfile: str, inline: ContextFile | None) -> It
     Raises:
         CliError: when it cannot be read, or is larger than a context may be.
     """
-    if not os.path.isdir(folder):  # noqa: PTH112 - text paths
+    if not os.path.isdir(folder):
         raise CliError(f"cannot build from {folder}", "there is no such folder", "correct build.context")
     name = dockerfile or "Dockerfile"
-    if inline is None and not os.path.isfile(os.path.join(folder, name)):  # noqa: PTH113, PTH118
+    if inline is None and not os.path.isfile(os.path.join(folder, name)):
         raise CliError(
             f"cannot build from {folder}", f"there is no {name} in it", "add one, or name it with dockerfile"
         )
     rules = read_ignore_rules(folder, dockerfile)
     collector = _Collector()
     entries = total = 0
-    with tarfile.open(fileobj=collector, mode="w|", format=tarfile.PAX_FORMAT, bufsize=tarfile.BLOCKSIZE) as archive:  # type: ignore[call-overload] # any object with write() will do
+    with tarfile.open(fileobj=collector, mode="w|", format=tarfile.PAX_FORMAT, bufsize=tarfile.BLOCKSIZE) as archive:
         for path in list_context(folder, rules, frozenset({name} if inline is None else ())):
             if inline is not None and path == inline.name:
                 continue
@@ -142,7 +142,7 @@ def pack_context(folder: str, dockerfile: str, inline: ContextFile | None) -> It
 
 def _add(archive: tarfile.TarFile, folder: str, path: str) -> int:
     """Adds one entry; returns the bytes of its content. Sockets, pipes and devices are no part of a context."""
-    full = os.path.join(folder, path)  # noqa: PTH118 - hot path
+    full = os.path.join(folder, path)
     try:
         status = os.lstat(full)
         member = tarfile.TarInfo(path)
@@ -152,10 +152,10 @@ def _add(archive: tarfile.TarFile, folder: str, path: str) -> int:
             archive.addfile(member)
         elif stat.S_ISLNK(status.st_mode):
             member.type = tarfile.SYMTYPE
-            member.linkname = os.readlink(full)  # noqa: PTH115 - hot path
+            member.linkname = os.readlink(full)
             archive.addfile(member)
         elif stat.S_ISREG(status.st_mode):
-            with open(full, "rb") as stream:  # noqa: PTH123 - hot path
+            with open(full, "rb") as stream:
                 member.size = os.fstat(stream.fileno()).st_size
                 archive.addfile(member, stream)
             return member.size

@@ -16,6 +16,7 @@ from orch_cli.deploy.watch import StackState, follow
 from orch_cli.errors import EXIT_NOT_IN_TIME, EXIT_OK, EXIT_ROLLED_BACK, EXIT_UNPLACEABLE
 
 if TYPE_CHECKING:
+    from orch_proto.control_pb2 import Filter
     from orch_proto.control_pb2_grpc import ControlAsyncStub
 
 SETTLE_S: Final = 3.0  # a node may be about to come back, or a task about to end and free what is missing
@@ -54,7 +55,7 @@ def is_stuck(services: Sequence[ServiceProgress]) -> bool:
 async def wait_converged(
     stub: ControlAsyncStub,
     name: str,
-    stack_id: str,
+    filters: Sequence[Filter],
     names: frozenset[str],
     progress: Progress,
     timeout_s: float,
@@ -65,7 +66,7 @@ async def wait_converged(
     Args:
         stub: the control API.
         name: the stack's name.
-        stack_id: its id.
+        filters: what to watch.
         names: full names of the services that were deployed; others of the stack are not waited for.
         progress: is shown each change.
         timeout_s: how long to wait.
@@ -76,7 +77,7 @@ async def wait_converged(
     loop = asyncio.get_running_loop()
     with suppress(NotImplementedError, RuntimeError):
         loop.add_signal_handler(signal.SIGINT, interrupted.set)
-    watcher = asyncio.create_task(_watch(stub, state, stack_id, names, progress, started, started + timeout_s))
+    watcher = asyncio.create_task(_watch(stub, state, filters, names, progress, started, started + timeout_s))
     leaver = asyncio.create_task(interrupted.wait())
     try:
         await asyncio.wait({watcher, leaver}, return_when=asyncio.FIRST_COMPLETED)
@@ -100,7 +101,7 @@ def _services(state: StackState, names: frozenset[str]) -> list[ServiceProgress]
 async def _watch(
     stub: ControlAsyncStub,
     state: StackState,
-    stack_id: str,
+    filters: Sequence[Filter],
     names: frozenset[str],
     progress: Progress,
     started: float,
@@ -110,7 +111,7 @@ async def _watch(
     while (now := time.monotonic()) < deadline:
         # A stuck stack sends no more events, so the wait for the next one ends when it has been stuck for long enough.
         stuck_until = now + SETTLE_S if is_stuck(services) else deadline
-        async with aclosing(follow(stub, state, [stack_id, state.name], min(stuck_until, deadline))) as changes:
+        async with aclosing(follow(stub, state, filters, min(stuck_until, deadline))) as changes:
             async for _ in changes:
                 services = _services(state, names)
                 elapsed_s = time.monotonic() - started

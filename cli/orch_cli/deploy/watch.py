@@ -74,22 +74,27 @@ class StackState:
         return sum(map(len, self.tasks.values()))
 
 
+def stack_filter(stack_id: str, name: str) -> Filter:
+    """All that belongs to a stack, whether the manager compares ids or names."""
+    return Filter(key="stack", values=[stack_id, name])
+
+
 async def follow(
-    stub: ControlAsyncStub, state: StackState, references: Sequence[str], deadline: float
+    stub: ControlAsyncStub, state: StackState, filters: Sequence[Filter], deadline: float
 ) -> AsyncGenerator[None, None]:
     """Yields each time ``state`` changed, at most once in ``COALESCE_S``; survives restarts and changes of the manager.
 
     Args:
         stub: the control API.
         state: is kept up to date.
-        references: the stack's id and name.
+        filters: what to watch: `stack_filter`, or services by id.
         deadline: ``time.monotonic()`` at which it ends.
 
     Raises:
         OrchError: when the manager refuses to be watched.
     """
     changed = asyncio.Event()
-    reader = asyncio.create_task(_read(stub, state, references, changed, deadline))
+    reader = asyncio.create_task(_read(stub, state, filters, changed, deadline))
     waiter: asyncio.Task[bool] | None = None
     try:
         while (remaining := deadline - time.monotonic()) > 0:
@@ -112,12 +117,12 @@ async def follow(
 
 
 async def _read(
-    stub: ControlAsyncStub, state: StackState, references: Sequence[str], changed: asyncio.Event, deadline: float
+    stub: ControlAsyncStub, state: StackState, filters: Sequence[Filter], changed: asyncio.Event, deadline: float
 ) -> None:
     """Reads the stream into ``state``, and begins anew when it breaks for a reason that passes."""
     request = WatchRequest(
         kinds=[OBJECT_KIND_STACK, OBJECT_KIND_SERVICE, OBJECT_KIND_TASK],
-        filters=[Filter(key="stack", values=list(references))],
+        filters=filters,
     )
     pause_s = _RETRY_FIRST_S
     while True:

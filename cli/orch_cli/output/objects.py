@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def to_json(message: Message) -> dict[str, object]:
     """A message in protobuf's JSON form, with the field names of the contract."""
-    from google.protobuf.json_format import MessageToDict  # noqa: PLC0415 - 10 ms that most commands do not need
+    from google.protobuf.json_format import MessageToDict
 
     return MessageToDict(message, preserving_proto_field_name=True)
 

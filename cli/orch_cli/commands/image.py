@@ -1,0 +1,356 @@
+"""``orch image``: images on the nodes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from orch_cli.errors import EXIT_OK, CliError, UsageError, format_error
+from orch_cli.output.listing import Listing, add_list_options, natural_key, print_listing, short_id
+from orch_cli.verbs import Verb
+from orch_proto import defaults
+
+if TYPE_CHECKING:
+    from orch_proto.control_pb2 import NodeAnswer
+    from orch_proto.control_pb2_grpc import ControlAsyncStub
+    from orch_proto.node_pb2 import ImageSummary, NodeCall, RelayCall
+
+IMAGES: Final = Listing(
+    columns=(
+        ("Repository", "REPOSITORY"),
+        ("Tag", "TAG"),
+        ("ID", "IMAGE ID"),
+        ("CreatedSince", "CREATED"),
+        ("Size", "SIZE"),
+        ("Node", "NODE"),
+    ),
+    quiet="ID",
+    extra=(("CreatedAt", "CREATED AT"), ("UniqueSize", "UNIQUE SIZE"), ("Digest", "DIGEST")),
+)
+
+
+async def ask_nodes(stub: ControlAsyncStub, call: NodeCall, node: str, doing: str) -> list[NodeAnswer]:
+    """Asks one node or all; answers with errors are told on standard error and left out.
+
+    Raises:
+        OrchError: when all that answered failed alike.
+    """
+    from orch_cli.connection import calling
+    from orch_proto.control_pb2 import CallNodesRequest
+    from orch_rpc.errors import from_call_error
+
+    with calling(doing):
+        answer = await stub.CallNodes(
+            CallNodesRequest(node=node, call=call), timeout=defaults.NODE_CALL_TIMEOUT_MS / 1000 + 5
+        )
+    good = [item for item in answer.answers if not item.result.HasField("error")]
+    bad = [item for item in answer.answers if item.result.HasField("error")]
+    if bad and not good:
+        raise from_call_error(bad[0].result.error.code, bad[0].result.error.message)
+    if not good:
+        raise CliError(f"cannot {doing}", "no node is ready", "`orch node ls` shows the nodes")
+    for item in bad:
+        if item.result.error.code != "NOT_FOUND":
+            error = from_call_error(item.result.error.code, item.result.error.message)
+            print(format_error(f"node {item.node_hostname}: {error.what}", error.why, error.todo), file=sys.stderr)
+    return good
+
+
+# ---- ls, inspect -------------------------------------------------------------------------------------
+
+
+def _configure_ls(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("repository", metavar="REPOSITORY[:TAG]", nargs="?", default="")
+    parser.add_argument("--node", default="", metavar="NODE", help="one node's images; else of all nodes")
+    add_list_options(parser, no_trunc=True)
+
+
+async def _run_ls(arguments: argparse.Namespace) -> int:
+    from orch_cli.connection import control
+    from orch_proto.node_pb2 import ImageListCall, NodeCall
+
+    async with control(arguments.host) as stub:
+        answers = await ask_nodes(stub, NodeCall(image_list=ImageListCall()), arguments.node, "list the images")
+    rows = []
+    for answer in answers:
+        for image in answer.result.image_list.images:
+            rows.extend(image_rows(image, answer.node_hostname or answer.node_id, no_trunc=arguments.no_trunc))
+    name, colon, tag = arguments.repository.partition(":")
+    if name:
+        rows = [row for row in rows if row["Repository"] == name and (not colon or row["Tag"] == tag)]
+    rows.sort(key=lambda row: (natural_key(row["Repository"]), natural_key(row["Tag"]), row["Node"]))
+    print_listing(IMAGES, rows, arguments)
+    return EXIT_OK
+
+
+def image_rows(image: ImageSummary, node: str, *, no_trunc: bool) -> list[dict[str, str]]:
+    """One row per name; an image without a name has one too."""
+    from orch_cli.output.units import format_ago, format_size, format_time
+
+    rows = []
+    for reference in image.references or ["<none>:<none>"]:
+        name, colon, tag = reference.rpartition(":")
+        if not colon or "/" in tag:
+            name, tag = reference, "latest"
+        rows.append(
+            {
+                "Repository": name,
+                "Tag": tag,
+                "ID": short_id(image.id, full=no_trunc),
+                "CreatedSince": format_ago(image.created_at_unix_ms),
+                "CreatedAt": format_time(image.created_at_unix_ms),
+                "Size": format_size(image.size_bytes),
+                "UniqueSize": format_size(image.unique_bytes),
+                "Digest": image.id,
+                "Node": node,
+            }
+        )
+    return rows
+
+
+def _configure_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("references", metavar="IMAGE", nargs="+")
+    parser.add_argument("--node", default="", metavar="NODE", help="ask this node; else all")
+
+
+async def _run_inspect(arguments: argparse.Namespace) -> int:
+    import json
+
+    from orch_cli.commands.common import for_each
+    from orch_cli.connection import control
+    from orch_cli.output.objects import to_json
+    from orch_proto.node_pb2 import ImageInspectCall, NodeCall
+
+    found: dict[tuple[str, str], dict[str, object]] = {}
+    async with control(arguments.host) as stub:
+
+        async def one(reference: str) -> None:
+            call = NodeCall(image_inspect=ImageInspectCall(reference=reference))
+            for answer in await ask_nodes(stub, call, arguments.node, f"inspect the image {reference}"):
+                result = answer.result.image_inspect
+                entry = found.setdefault((reference, result.image.id), {**to_json(result.image), "nodes": []})
+                nodes = entry["nodes"]
+                assert isinstance(nodes, list)
+                nodes.append(answer.node_hostname)
+                entry["config"] = json.loads(result.config_json or b"{}")
+
+        status = await for_each(arguments.references, one)
+    print(json.dumps(list(found.values()), indent=4, ensure_ascii=False))
+    return status
+
+
+# ---- load, import, build -----------------------------------------------------------------------------
+
+
+def _chunks(stream: BinaryIO, name: str) -> Iterator[bytes]:
+    """A stream in pieces of a relay frame."""
+    with stream:
+        while True:
+            try:
+                chunk = stream.read(defaults.RELAY_CHUNK_BYTES)
+            except OSError as error:
+                raise CliError(f"cannot read {name}", error.strerror or str(error)) from error
+            if not chunk:
+                return
+            yield chunk
+
+
+def _open(path: str) -> BinaryIO:
+    if path == "-":
+        if sys.stdin.isatty():
+            raise UsageError(
+                "standard input is a terminal", "an archive is expected there", "name a file, or use a pipe"
+            )
+        return sys.stdin.buffer
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise CliError(f"cannot read {path}", error.strerror or str(error), "check the path") from error
+
+
+def _configure_load(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "archive", metavar="FILE", nargs="?", default="", help="an archive of docker save, or an OCI layout"
+    )
+    parser.add_argument("-i", "--input", default="", metavar="FILE", help="the same; else standard input")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    parser.add_argument("--node", default="", metavar="NODE", help="on this node; else on the manager's own")
+
+
+async def _run_load(arguments: argparse.Namespace) -> int:
+    from orch_proto.node_pb2 import ImageLoadCall, RelayCall
+
+    path = arguments.input or arguments.archive or "-"
+    stream = _open(path)
+    images = await _send(arguments, RelayCall(image_load=ImageLoadCall()), _chunks(stream, path), f"load {path}")
+    for image in images:
+        for reference in image.references or [image.id]:
+            print(f"Loaded image: {reference}")
+    return EXIT_OK
+
+
+def _configure_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("archive", metavar="FILE", help="tar of a root file system; - is standard input")
+    parser.add_argument("reference", metavar="REPOSITORY[:TAG]")
+    parser.add_argument(
+        "-c",
+        "--change",
+        action="append",
+        default=[],
+        metavar="INSTRUCTION",
+        help="a Dockerfile instruction for the image's settings",
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    parser.add_argument("--node", default="", metavar="NODE", help="on this node; else on the manager's own")
+
+
+async def _run_import(arguments: argparse.Namespace) -> int:
+    from orch_proto.node_pb2 import ImageImportCall, RelayCall
+
+    stream = _open(arguments.archive)
+    call = RelayCall(image_import=ImageImportCall(reference=arguments.reference, changes=arguments.change))
+    for image in await _send(arguments, call, _chunks(stream, arguments.archive), f"import {arguments.archive}"):
+        print(image.id)
+    return EXIT_OK
+
+
+async def _send(
+    arguments: argparse.Namespace, call: RelayCall, chunks: Iterator[bytes], doing: str
+) -> list[ImageSummary]:
+    from orch_cli.connection import control
+    from orch_cli.deploy.transfer import send_to_node
+
+    show = (lambda _text: None) if arguments.quiet else None
+    async with control(arguments.host) as stub:
+        result = await send_to_node(stub, call, chunks, doing=doing, node=arguments.node, show=show)
+    return list(result.images)
+
+
+def _configure_build(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", help="the build context, a folder")
+    parser.add_argument(
+        "-t", "--tag", action="append", default=[], metavar="NAME[:TAG]", help="name of the image; repeat for more"
+    )
+    parser.add_argument("-f", "--file", default="", metavar="FILE", help="the Dockerfile (default PATH/Dockerfile)")
+    parser.add_argument(
+        "--build-arg", action="append", default=[], metavar="NAME=VALUE", help="a value for ARG; without = the client's"
+    )
+    parser.add_argument("--label", action="append", default=[], metavar="NAME=VALUE", help="a label of the image")
+    parser.add_argument("--target", default="", metavar="STAGE", help="build up to this stage")
+    parser.add_argument("--no-cache", action="store_true", help="run every step")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print the image's id only")
+    parser.add_argument("--node", default="", metavar="NODE", help="on this node; else on the manager's own")
+
+
+async def _run_build(arguments: argparse.Namespace) -> int:
+    from orch_cli.commands.common import parse_pairs
+    from orch_cli.compose.service import Build, check_reference
+    from orch_cli.connection import control
+    from orch_cli.deploy.build import build_image
+
+    if not arguments.tag:
+        raise UsageError(
+            "the image has no name", "an image without a name cannot be used in a stack", "write --tag NAME[:TAG]"
+        )
+    for tag in arguments.tag:
+        if problem := check_reference(tag):
+            raise UsageError(f"{tag!r} is no name of an image", problem, "write --tag name:tag")
+    context = os.path.abspath(arguments.path)
+    build = Build(
+        service="",
+        image=arguments.tag[0],
+        context=context,
+        dockerfile=_dockerfile(arguments.file, context),
+        args=_build_args(arguments.build_arg),
+        target=arguments.target,
+        labels=parse_pairs(arguments.label, "label"),
+        no_cache=arguments.no_cache,
+        tags=tuple(arguments.tag[1:]),
+    )
+    async with control(arguments.host) as stub:
+        print(await build_image(stub, build, quiet=arguments.quiet, node=arguments.node))
+    return EXIT_OK
+
+
+def _dockerfile(path: str, context: str) -> str:
+    """The Dockerfile's path inside the context; as docker, ``--file`` is relative to the working directory."""
+    if not path:
+        return ""
+    relative = os.path.relpath(path, context)
+    if relative.startswith(".."):
+        inside = os.path.join(context, path)
+        if os.path.isfile(inside):
+            return os.path.relpath(inside, context)
+        raise UsageError(
+            f"cannot build with {path}", f"it is outside the context {context}", "move it into the context"
+        )
+    return relative
+
+
+def _build_args(values: list[str]) -> dict[str, str]:
+    result = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        known = value if equals else os.environ.get(name)
+        if known is not None:
+            result[name] = known
+    return result
+
+
+# ---- rm, tag -----------------------------------------------------------------------------------------
+
+
+def _configure_rm(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("references", metavar="IMAGE", nargs="+")
+    parser.add_argument("-f", "--force", action="store_true", help="also what ended tasks still use")
+    parser.add_argument("--node", default="", metavar="NODE", help="on this node; else on all")
+
+
+async def _run_rm(arguments: argparse.Namespace) -> int:
+    from orch_cli.commands.common import for_each
+    from orch_cli.connection import control
+    from orch_proto.node_pb2 import ImageRemoveCall, NodeCall
+
+    async with control(arguments.host) as stub:
+
+        async def one(reference: str) -> None:
+            call = NodeCall(image_remove=ImageRemoveCall(reference=reference, force=arguments.force))
+            for answer in await ask_nodes(stub, call, arguments.node, f"remove the image {reference}"):
+                for name in answer.result.image_remove.untagged:
+                    print(f"Untagged: {name}")
+                for identifier in answer.result.image_remove.deleted:
+                    print(f"Deleted: {identifier}")
+
+        return await for_each(arguments.references, one)
+
+
+def _configure_tag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="IMAGE")
+    parser.add_argument("target", metavar="NAME[:TAG]")
+    parser.add_argument("--node", default="", metavar="NODE", help="on this node; else on all that have it")
+
+
+async def _run_tag(arguments: argparse.Namespace) -> int:
+    from orch_cli.compose.service import check_reference
+    from orch_cli.connection import control
+    from orch_cli.deploy.build import tag_image
+
+    if problem := check_reference(arguments.target):
+        raise UsageError(f"{arguments.target!r} is no name of an image", problem, "write name:tag")
+    async with control(arguments.host) as stub:
+        await tag_image(stub, arguments.source, arguments.target, arguments.node)
+    return EXIT_OK
+
+
+VERBS: Final[Mapping[str, Verb]] = {
+    "ls": Verb(_configure_ls, _run_ls),
+    "load": Verb(_configure_load, _run_load),
+    "import": Verb(_configure_import, _run_import),
+    "build": Verb(_configure_build, _run_build),
+    "inspect": Verb(_configure_inspect, _run_inspect),
+    "tag": Verb(_configure_tag, _run_tag),
+    "rm": Verb(_configure_rm, _run_rm),
+}

@@ -1,0 +1,75 @@
+"""``orch version`` and ``orch events``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from orch_cli.errors import EXIT_OK, CliError
+from orch_cli.verbs import Verb
+from orch_proto.version import VERSION
+
+
+def _configure_version(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--client", action="store_true", help="this command's version alone")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="text or json")
+
+
+async def _run_version(arguments: argparse.Namespace) -> int:
+    """The client's version, and the daemon's where it runs; without one that is no error."""
+    server = ""
+    if not arguments.client:
+        from orch_cli.connection import calling, daemon
+        from orch_proto.daemon_pb2 import NodeInfoRequest
+
+        try:
+            async with daemon(arguments.host) as stub:
+                with calling("ask this node's daemon"):
+                    server = (await stub.NodeInfo(NodeInfoRequest(), timeout=5)).version
+        except CliError as error:
+            print(f"no version of the daemon: {error.why or error.what}", file=sys.stderr)
+    if arguments.format == "json":
+        print(json.dumps({"client": VERSION, "daemon": server or None}))
+    else:
+        print(f"orch {VERSION}")
+        if server:
+            print(f"orchd {server}")
+    return EXIT_OK
+
+
+def _configure_events(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--since", default="", metavar="TIME", help="events since: 2026-01-31T12:00:00Z, or 10m")
+    parser.add_argument("-f", "--filter", metavar="KEY=VALUE", action="append", default=[], help="show what matches")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="text or json")
+
+
+async def _run_events(arguments: argparse.Namespace) -> int:
+    from orch_cli.commands.common import kind_word, parse_filters
+    from orch_cli.commands.logs import parse_time_ms
+    from orch_cli.connection import calling, control
+    from orch_cli.output.objects import to_json
+    from orch_cli.output.units import format_time
+    from orch_proto.control_pb2 import EventsRequest
+
+    filters = parse_filters(arguments.filter, ("id", "name", "label", "stack", "service", "node"))
+    since = parse_time_ms(arguments.since, time.time_ns() // 1_000_000)
+    async with control(arguments.host) as stub:
+        with calling("follow the events"):
+            async for event in stub.Events(EventsRequest(since_unix_ms=since, filters=filters)):
+                if arguments.format == "json":
+                    print(json.dumps(to_json(event), ensure_ascii=False), flush=True)
+                else:
+                    reason = f": {event.reason}" if event.reason else ""
+                    stamp = format_time(event.timestamp_unix_ms)
+                    print(f"{stamp} {kind_word(event.kind)} {event.object_name} {event.action}{reason}", flush=True)
+    return EXIT_OK
+
+
+VERBS: Final[Mapping[str, Verb]] = {
+    "version": Verb(_configure_version, _run_version),
+    "events": Verb(_configure_events, _run_events),
+}
