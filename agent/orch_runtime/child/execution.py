@@ -1,0 +1,63 @@
+"""A command entering a running container (`exec`): all its namespaces, its group, the confinement of its own program."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+
+from orch_runtime.child import execute, identity
+from orch_runtime.child.container import join_cgroups, keep_only
+from orch_runtime.child.failure import SetupFailed
+from orch_runtime.errors import KernelError
+from orch_runtime.kernel import process as kernel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from orch_runtime.plan import ProcessPlan
+
+_NAMESPACES = (
+    kernel.CLONE_NEWNS | kernel.CLONE_NEWUTS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWNET | kernel.CLONE_NEWCGROUP
+)
+
+
+def run_exec_child(
+    pidfd: int, join: list[str], process: ProcessPlan, output: int, status: int, last_capability: int
+) -> None:
+    """Become the command. Never returns; a failure goes to `status` as JSON, whose end without one means executed."""
+    exit_code = 126
+    try:
+        keep_only(pidfd, output, status)
+        # Before any of the container's processes can see us: /proc/PID of ours leads to the host's interpreter.
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+        join_cgroups(join)
+        kernel.setns(pidfd, _NAMESPACES, "container")
+        os.umask(0)
+        os.setsid()
+        uid, gid, groups, home = identity.resolve_user(process["user"])
+        execute.enter_working_directory(process["cwd"])
+        identity.set_rlimits(process["rlimits"], [])
+        env = execute.environment(process["env"], home)
+        execute.set_standard_descriptors([-1, output, output], uid, gid)
+        identity.become(process, uid, gid, groups, last_capability)
+        # Whoever asked is gone with the supervisor, and with it the limit of time: do not outlive it.
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, 9)
+        watcher = select.poll()
+        watcher.register(status, 0)
+        if watcher.poll(0):
+            os._exit(137)
+        execute.reset_signals()
+        execute.execute(process["args"], env)
+    except SetupFailed as error:
+        exit_code = error.exit_code
+        _report(status, exit_code, str(error))
+    except KernelError as error:
+        _report(status, exit_code, str(error))
+    except BaseException as error:  # noqa: BLE001 -- the top of this process: everything becomes its report
+        _report(status, exit_code, f"{type(error).__name__}: {error}")
+    finally:
+        os._exit(exit_code)
+
+
+def _report(status: int, exit_code: int, message: str) -> None:
+    os.write(status, json.dumps({"exit_code": exit_code, "message": message[:4000]}).encode())
