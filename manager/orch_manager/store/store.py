@@ -270,8 +270,7 @@ class Store:
             _fail(update, error)
             return True
         if batch.size_bytes + size_bytes > TRANSACTION_BYTES:
-            transaction.roll_back()
-            return False
+            return False  # the overlay ends with the batch, and these changes with it
         update.result = result
         batch.updates.append(update)
         batch.transactions.append(data)

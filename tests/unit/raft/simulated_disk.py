@@ -12,7 +12,7 @@ class PowerLossError(BaseException):
     """The machine went dark in the middle of an operation. Not an Exception: no program survives it."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Inode:
     """A file: what a program sees, what is on the platter, and the writes in between."""
 
@@ -145,13 +145,16 @@ class SimulatedDisk:
     def after_power_loss(self, rng: random.Random) -> "SimulatedDisk":
         """A disk as a machine may find it after power came back.
 
-        Of each folder, some of the changes since its last sync are there, in order; of each file, each sector that was
-        not synced is old or new.
+        Of each folder, some of the changes since its last sync are there, in order, but for removals, each of which may
+        be undone; of each file, each sector that was not synced is old or new.
         """
         disk = SimulatedDisk()
         survivors: dict[int, Inode] = {}
         for path, versions in self._durable_folders.items():
-            names = rng.choice(versions)
+            names = dict(rng.choice(versions))
+            for name, inode in versions[0].items():
+                if inode not in names.values() and rng.random() < 0.5:
+                    names.setdefault(name, inode)
             folder: dict[str, Inode] = {}
             for name, inode in names.items():
                 if id(inode) not in survivors:

@@ -264,11 +264,29 @@ def test_a_lost_log_beside_a_snapshot_is_refused() -> None:
 
 
 def test_a_segment_that_ends_early_before_another_is_refused() -> None:
-    """Records missing at the end of a segment that others follow are noticed."""
+    """A segment that is cut in the middle of a record, with others after it, is refused by name."""
     disk, paths = many_segments()
     content = disk.inode(paths[0]).content
     del content[len(content) // 2 :]
-    with pytest.raises(LogCorrupt, match=paths[0].name):
+    with pytest.raises(LogCorrupt, match=f"{paths[0].name} .* cut short, but later segments exist"):
+        make_log(disk).recover(1)
+
+
+def test_a_vote_lost_at_the_end_of_a_segment_is_noticed() -> None:
+    """A whole record that is missing at the end of a segment is noticed by its number, also when it held no entry."""
+    disk = make_disk()
+    log = make_log(disk)
+    log.recover(1)
+    log.append([entry(2)], HardState(1, 7, 1))
+    path = FOLDER / disk.list(FOLDER)[0]
+    end = len(bytes(disk.inode(path).content).rstrip(b"\0"))
+    log.append([], HardState(5, 8, 1))
+    log.close()
+    again = make_log(disk)
+    again.recover(1)
+    again.append([entry(3)])
+    del disk.inode(path).content[end:]
+    with pytest.raises(LogCorrupt, match=f"{path.name} at byte {end}: 1 records are missing"):
         make_log(disk).recover(1)
 
 
@@ -322,16 +340,48 @@ def test_a_log_may_go_on_after_a_received_snapshot() -> None:
 
 
 def test_release_keeps_every_entry_after_the_index() -> None:
-    """Releasing removes only segments whose entries all stand at or before the index; the hard state outlives them."""
-    disk, writer = make_disk(), Writer()
-    log = make_log(disk)
+    """Releasing removes segments, but none with an entry after the index; the hard state outlives them."""
+    whole, writer = make_disk(), Writer()
+    log = make_log(whole)
     log.recover(1)
-    writer.write(log, 9)
+    writer.write(log, 18, release=False)
     segments = log.segment_count
     last_index = writer.begun[-1][-1].index
-    log.release(last_index - 3)
-    assert log.segment_count < segments
-    recovered = make_log(disk).recover(last_index - 3)
-    assert recovered.entries[0].index <= last_index - 2
-    assert recovered.entries[-1].index == last_index
-    assert recovered.hard_state.term == 2
+    for through_index in range(1, last_index + 1):
+        disk = whole.clone()
+        log = make_log(disk)
+        log.recover(1)
+        log.release(through_index)
+        recovered = make_log(disk).recover(through_index)
+        assert recovered.entries[0].index <= through_index + 1
+        assert recovered.entries[-1].index == last_index
+        assert recovered.hard_state.term == 4
+    assert log.segment_count == 1 < segments
+
+
+def test_power_loss_while_releasing_leaves_no_gap() -> None:
+    """Whenever power is lost while several segments are removed, those that are left can be recovered."""
+    whole, writer = make_disk(), Writer()
+    log = make_log(whole)
+    log.recover(1)
+    writer.write(log, 18, release=False)
+    last_index = writer.begun[-1][-1].index
+    for at in range(1, 40):
+        dying = whole.clone()
+        log = make_log(dying)
+        log.recover(1)
+        dying.operations.clear()
+        dying.power_loss_at = at
+        try:
+            log.release(last_index)
+        except PowerLossError:
+            done = False
+        else:
+            done = True
+        for seed in range(10):
+            recovered = make_log(dying.after_power_loss(random.Random(f"{at} {seed}"))).recover(last_index)
+            assert recovered.entries[-1].index == last_index
+        if done:
+            assert dying.operations.count("remove") >= 3
+            return
+    pytest.fail("the release never came to its end")

@@ -26,7 +26,7 @@ from orch_raft.errors import (
 from orch_raft.limits import EngineOptions
 from orch_raft.log.files import OsFiles, WritableFile
 from orch_raft.single import SingleMemberEngine
-from orch_raft.storage import found_cluster, is_founded
+from orch_raft.storage import found_cluster, is_founded, open_storage
 from unit.raft.counting_machine import CountingMachine
 
 MEMBER = Member(0x5EED, "node-1", "192.0.2.1:2377")
@@ -398,6 +398,10 @@ def test_snapshots_bound_the_log(bench: Bench) -> None:
         segments = sorted((bench.folder / "log").iterdir())
         assert len(segments) <= 8
         assert len(list((bench.folder / "snapshots").iterdir())) == 1
+        storage, recovered = open_storage(bench.folder, options=options, observer=Observer())
+        storage.close()
+        kept = recovered.snapshot.index + 1 - recovered.log.entries[0].index
+        assert kept >= options.keep_entries, "a slow follower would need a snapshot"
         commands = bench.machine.commands
         engine = bench.engine(options)
         await engine.start()

@@ -148,6 +148,12 @@ def test_an_update_of_an_old_version_is_refused(bench: StoreBench) -> None:
             await store.update(lambda tx: tx.update(based_on_stored("n3")), reason="test")
         assert [each.id for each in store.find(Task, node_id="n1")] == ["t1"]
 
+        def notices_at_once(tx: Transaction) -> None:
+            with pytest.raises(OutOfDate):
+                tx.update(based_on_stored("n4"))
+
+        await store.update(notices_at_once, reason="test")
+
     bench.run(body)
 
 
@@ -309,11 +315,18 @@ def test_what_the_caller_keeps_is_its_own(bench: StoreBench) -> None:
         def function(tx: Transaction) -> None:
             tx.create(mine)
             mine.node_id = "n2"
-            assert [each.id for each in tx.find(Task, node_id="n1")] == ["t1"]
+            assert tx.edit(Task, "t1").node_id == "n1"
+            copy = tx.edit(Task, "t1")
+            copy.slot = 1
+            tx.update(copy)
+            copy.slot = 2
+            assert tx.edit(Task, "t1").slot == 1
 
         await store.update(function, reason="test")
         mine.node_id = "n3"
-        assert [each.id for each in store.find(Task, node_id="n1")] == ["t1"]
+        stored = store.get(Task, "t1")
+        assert stored is not None
+        assert (stored.node_id, stored.slot) == ("n1", 1)
 
     bench.run(body)
 
