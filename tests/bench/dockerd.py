@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,6 +29,7 @@ networks:
   host_bridge: {{external: true, name: bridge}}
 """
 START_LIMIT_S = 60.0
+STEP_LIMIT_S = 120.0
 
 
 class Docker:
@@ -59,17 +59,23 @@ class Docker:
         file.write_text(STACK.format(replicas=replicas, delay=delay))
         began = time.monotonic()
         self.run("stack", "deploy", "--resolve-image", "never", "-c", str(file), stack)
-        while self.running(f"{stack}_sleeper") < replicas:
-            time.sleep(0.02)
+        _wait(lambda: self.running(f"{stack}_sleeper") >= replicas)
         return time.monotonic() - began
 
     def remove(self, stack: str) -> float:
         """Seconds from just before `docker stack rm` until no container is left."""
         began = time.monotonic()
         self.run("stack", "rm", stack)
-        while self.run("ps", "-q"):
-            time.sleep(0.02)
+        _wait(lambda: not self.run("ps", "-q", "--filter", f"label=com.docker.stack.namespace={stack}"))
         return time.monotonic() - began
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + STEP_LIMIT_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError("docker did not get there in time")
+        time.sleep(0.02)
 
 
 def docker_client() -> str:
@@ -111,14 +117,10 @@ def swarm() -> Iterator[Docker]:
         peer.run("swarm", "init", "--advertise-addr", "127.0.0.1", "--listen-addr", "127.0.0.1")
         yield peer
     finally:
-        for stack in peer.run("stack", "ls", "--format", "{{.Name}}", check=False).splitlines():
-            peer.remove(stack)
-        os.kill(daemon.pid, signal.SIGTERM)
-        try:
-            daemon.wait(20)
-        except subprocess.TimeoutExpired:
-            daemon.kill()
-            daemon.wait()
+        # With the first process of its pid namespace everything in it dies.
+        daemon.kill()
+        daemon.wait()
+        time.sleep(1)
         log.close()
         _remove(folder)
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import dockerd
 from bench.playground_setup import SLEEPER, bench_playground, summary
 from cluster.playground_driver import Playground, is_up, task_processes
-from orch_cli.playground.processes import identify
+from orch_cli.playground.processes import all_pids, identify
 from orch_proto import control_pb2, control_pb2_grpc, types_pb2
 
 
@@ -65,24 +65,16 @@ def heal_once_docker(peer: dockerd.Docker, began_with: str) -> float:
 
 
 def _outer_pid(inner: int, peer: dockerd.Docker) -> int:
-    # The peer's daemon lives in a pid namespace of its own and names processes by its numbers.
-    daemon_inner = "1"
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdecimal():
-            continue
+    # The peer's daemon lives in a pid namespace of its own and names processes by the numbers of that.
+    for pid in all_pids():
         try:
-            status = (folder / "status").read_text()
-            cgroup = (folder / "cgroup").read_text()
+            status = Path(f"/proc/{pid}/status").read_text()
+            cgroup = Path(f"/proc/{pid}/cgroup").read_text()
         except OSError:
             continue
         numbers = next((line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:")), [])
-        if (
-            len(numbers) >= 2
-            and str(inner) in numbers[1:]
-            and peer.folder.name in cgroup
-            and numbers[1] != daemon_inner
-        ):
-            return int(folder.name)
+        if numbers[1:2] == [str(inner)] and peer.folder.name in cgroup:
+            return pid
     raise AssertionError(f"no process has the number {inner} in the daemon's namespace")
 
 
