@@ -1,0 +1,1 @@
+"""Hands out what must not be handed out twice: subnets, virtual addresses, task addresses, published ports."""

@@ -1,0 +1,197 @@
+"""The gRPC side of the control API; see control.proto."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+from orch_manager import tasks as states
+from orch_manager.control.objects import Objects
+from orch_manager.control.queries import kind_of, predicate, public, resolve
+from orch_manager.control.stacks.service import Stacks
+from orch_manager.control.streams import Streams
+from orch_manager.control.watching import watch
+from orch_manager.dispatcher.calls import NodeCalls
+from orch_manager.faults import told_as
+from orch_manager.store.store import Store
+from orch_proto import control_pb2 as control
+from orch_proto.control_pb2_grpc import ControlServicer
+from orch_proto.node_pb2 import LogLines, RelayOutput
+from orch_proto.objects_pb2 import Cluster, Node, NodeState, Service, Stack, Task
+from orch_raft.engine import Suffrage
+from orch_rpc.errors import Unimplemented
+
+_Context = Any
+
+
+class ControlService(ControlServicer):
+    """Answers people's tools.
+
+    Args:
+        store: read.
+        stacks: deploys.
+        objects: single objects.
+        streams: logs, exec, image data.
+        calls: questions to nodes.
+        node_id: this manager's node.
+        version: of this software.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        stacks: Stacks,
+        objects: Objects,
+        streams: Streams,
+        calls: NodeCalls,
+        node_id: str,
+        version: str,
+    ) -> None:
+        self._store = store
+        self._stacks = stacks
+        self._objects = objects
+        self._streams = streams
+        self._calls = calls
+        self._node_id = node_id
+        self._version = version
+
+    async def _barrier(self, *, stale: bool) -> None:
+        """Makes the reads that follow linearizable, unless the caller does not want that."""
+        if not stale:
+            with told_as("cannot read the cluster's state"):
+                await self._store.read_barrier()
+
+    # ---- stacks --------------------------------------------------------------------------------------
+
+    async def ApplyStack(self, request: control.ApplyStackRequest, context: _Context) -> control.ApplyStackResponse:
+        """Deploys a stack."""
+        del context
+        return await self._stacks.apply(request)
+
+    async def PlanStack(self, request: control.ApplyStackRequest, context: _Context) -> control.PlanStackResponse:
+        """Says what a deploy would do."""
+        del context
+        return await self._stacks.plan(request)
+
+    async def RemoveStack(self, request: control.RemoveStackRequest, context: _Context) -> control.RemoveStackResponse:
+        """Begins the removal of a stack."""
+        del context
+        return await self._stacks.remove(request)
+
+    # ---- objects -------------------------------------------------------------------------------------
+
+    async def Get(self, request: control.GetRequest, context: _Context) -> control.GetResponse:
+        """One object."""
+        del context
+        await self._barrier(stale=request.stale)
+        item = resolve(self._store, kind_of(request.kind), request.reference)
+        return control.GetResponse(object=public(item))
+
+    async def List(self, request: control.ListRequest, context: _Context) -> control.ListResponse:
+        """Objects of a kind."""
+        del context
+        await self._barrier(stale=request.stale)
+        matches = predicate(self._store, request.filters)
+        items: list[Any] = [item for item in self._store.all(kind_of(request.kind)) if matches(item)]
+        items.sort(key=lambda item: (item.meta.created_at_unix_ms, item.id))
+        return control.ListResponse(objects=[public(item) for item in items], index=self._store.index)
+
+    async def Create(self, request: control.CreateRequest, context: _Context) -> control.CreateResponse:
+        """Makes one object."""
+        del context
+        return control.CreateResponse(object=public(await self._objects.create(request)))
+
+    async def Update(self, request: control.UpdateRequest, context: _Context) -> control.UpdateResponse:
+        """Changes one object."""
+        del context
+        return control.UpdateResponse(object=public(await self._objects.update(request)))
+
+    async def Remove(self, request: control.RemoveRequest, context: _Context) -> control.RemoveResponse:
+        """Removes one object."""
+        del context
+        object_id, name = await self._objects.remove(request)
+        return control.RemoveResponse(id=object_id, name=name)
+
+    async def ScaleServices(
+        self, request: control.ScaleServicesRequest, context: _Context
+    ) -> control.ScaleServicesResponse:
+        """Sets replicas."""
+        del context
+        return control.ScaleServicesResponse(services=await self._objects.scale(request))
+
+    async def Watch(self, request: control.WatchRequest, context: _Context) -> AsyncIterator[control.WatchEvent]:
+        """Streams changes."""
+        del context
+        async for event in watch(self._store, request):
+            yield event
+
+    async def Events(self, request: control.EventsRequest, context: _Context) -> AsyncIterator[control.ClusterEvent]:
+        """Streams sentences about changes."""
+        del request, context
+        raise Unimplemented("cannot stream events", "this version does not keep them", "watch objects, or read the log")
+        yield control.ClusterEvent()  # makes this a generator, as the contract wants
+
+    # ---- cluster -------------------------------------------------------------------------------------
+
+    async def ClusterInfo(self, request: control.ClusterInfoRequest, context: _Context) -> control.ClusterInfoResponse:
+        """How the cluster is."""
+        del request, context
+        status = self._store.engine.status()
+        voters = sum(1 for member in status.members if member.suffrage is Suffrage.VOTER)
+        answer = control.ClusterInfoResponse(
+            version=self._version,
+            raft_term=status.term,
+            raft_index=status.applied_index,
+            tolerates=max(0, (voters - 1) // 2),
+            stacks=len(self._store.all(Stack)),
+            services=len(self._store.all(Service)),
+            node_id=self._node_id,
+        )
+        for cluster in self._store.all(Cluster)[:1]:
+            answer.cluster.CopyFrom(public(cluster).cluster)
+        for member in status.members:
+            answer.members.add(
+                raft_id=member.raft_id,
+                node_id=member.node_id,
+                address=member.address,
+                leader=member.raft_id == status.leader_id,
+                learner=member.suffrage is Suffrage.LEARNER,
+                reachable=True,
+                match_index=status.last_index if member.raft_id == status.member_id else 0,
+            )
+        answer.nodes_by_state.update(Counter(node_state_name(node) for node in self._store.all(Node)))
+        answer.tasks_by_state.update(Counter(states.state_name(task.status.state) for task in self._store.all(Task)))
+        return answer
+
+    # ---- nodes ---------------------------------------------------------------------------------------
+
+    async def CallNodes(self, request: control.CallNodesRequest, context: _Context) -> control.CallNodesResponse:
+        """Puts a small question to nodes."""
+        del context
+        nodes = [resolve(self._store, Node, request.node)] if request.node else self._calls.ready_nodes()
+        return control.CallNodesResponse(answers=await self._calls.ask_all(nodes, request.call))
+
+    async def Logs(self, request: control.LogsRequest, context: _Context) -> AsyncIterator[LogLines]:
+        """Streams log lines."""
+        del context
+        async for lines in self._streams.logs(request):
+            yield lines
+
+    async def Exec(self, request_iterator: Any, context: _Context) -> AsyncIterator[RelayOutput]:
+        """Runs a command in a task."""
+        del request_iterator
+        async for output in self._streams.exec(context):
+            yield output
+
+    async def SendToNode(self, request_iterator: Any, context: _Context) -> AsyncIterator[RelayOutput]:
+        """Brings an image to a node."""
+        del request_iterator
+        async for output in self._streams.send_to_node(context):
+            yield output
+
+
+def node_state_name(node: Node) -> str:
+    """ "ready"."""
+    return NodeState.Name(node.status.state).removeprefix("NODE_STATE_").lower()

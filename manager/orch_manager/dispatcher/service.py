@@ -1,0 +1,190 @@
+"""Serves `Dispatcher.Attach`: reads what an agent says, writes what it must know."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import grpc.aio
+
+from orch_manager.dispatcher import statuses
+from orch_manager.dispatcher.assignments import in_messages
+from orch_manager.dispatcher.hub import Hub
+from orch_manager.dispatcher.session import Session, ended_error
+from orch_manager.faults import told_as
+from orch_proto import defaults
+from orch_proto.dispatcher_pb2 import (
+    AgentMessage,
+    HeartbeatAck,
+    ManagerMessage,
+    SessionOpened,
+    StatusAck,
+    StatusBatch,
+)
+from orch_proto.dispatcher_pb2_grpc import DispatcherServicer
+from orch_proto.objects_pb2 import Cluster, Node
+from orch_rpc import logs
+from orch_rpc.errors import Cancelled, InvalidArgument, OrchError
+
+_log = logs.get("dispatcher")
+_Context = Any
+#: Status batches that may wait for the disk; then the agent's stream is not read further.
+_WAITING_BATCHES: Final = 16
+_OPEN_TIMEOUT_S: Final = defaults.NODE_CALL_TIMEOUT_MS / 1000
+
+
+class _Stream:
+    """One `Attach` call: three workers over one session."""
+
+    def __init__(self, hub: Hub, session: Session, context: _Context) -> None:
+        self._hub = hub
+        self._session = session
+        self._context = context
+        self._batches: asyncio.Queue[StatusBatch] = asyncio.Queue(maxsize=_WAITING_BATCHES)
+        self._held = ""
+        self._number = 0
+
+    async def run(self, cluster_id: str, version: str) -> None:
+        """Serves until the agent closes, the session is ended, or something fails."""
+        node = self._hub.store.get(Node, self._session.node_id)
+        opened = SessionOpened(
+            session_id=self._session.session_id,
+            heartbeat_period_ms=self._hub.liveness.next_period_ms(),
+            node=node,
+            cluster_id=cluster_id,
+            version=version,
+        )
+        await self._write(ManagerMessage(opened=opened))
+        workers = [
+            asyncio.create_task(self._read(), name="session-read"),
+            asyncio.create_task(self._send(), name="session-send"),
+            asyncio.create_task(self._write_statuses(), name="session-statuses"),
+        ]
+        try:
+            done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+        for worker in done:
+            error = worker.exception()
+            if error is not None and not isinstance(error, Cancelled):
+                raise error
+
+    async def _write(self, message: ManagerMessage) -> None:
+        message.term = self._hub.store.term
+        await self._context.write(message)
+
+    # ---- up ------------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        node_id = self._session.node_id
+        while True:
+            message = await self._context.read()
+            if message is grpc.aio.EOF:
+                return
+            self._hub.heard(node_id)
+            kind = message.WhichOneof("message")
+            if kind == "heartbeat":
+                ack = HeartbeatAck(sequence=message.heartbeat.sequence, period_ms=self._hub.liveness.next_period_ms())
+                self._session.send(ManagerMessage(heartbeat=ack))
+            elif kind == "statuses":
+                if len(message.statuses.updates) > defaults.STATUS_BATCH_ITEMS:
+                    what = f"cannot take the statuses of node {node_id}"
+                    raise InvalidArgument(what, f"more than {defaults.STATUS_BATCH_ITEMS} in one batch", "send less")
+                await self._batches.put(message.statuses)
+            elif kind == "description":
+                with told_as("cannot write the node's description"):
+                    await self._hub.describe(node_id, message.description)
+            elif kind == "call_result":
+                self._session.answered(message.call_result)
+            elif kind == "open":
+                raise InvalidArgument(f"cannot serve node {node_id}", "the session is open already")
+
+    async def _write_statuses(self) -> None:
+        """Writes batches, those that wait together as one transaction, and acknowledges them once committed."""
+        node_id, store = self._session.node_id, self._hub.store
+        while True:
+            batches = [await self._batches.get()]
+            while not self._batches.empty() and len(batches) < _WAITING_BATCHES:
+                batches.append(self._batches.get_nowait())
+            updates = [update for batch in batches for update in batch.updates]
+            with told_as("cannot write the node's statuses"):
+                dropped = await store.update(
+                    lambda transaction, new=updates: statuses.apply(transaction, node_id, new, store.term),
+                    reason="task statuses",
+                )
+            if dropped:
+                self._hub.dropped_statuses.update(dropped)
+                _log.debug("statuses dropped", node=node_id, reasons=dict(dropped))
+            for batch in batches:
+                self._session.send(ManagerMessage(status_ack=StatusAck(batch=batch.batch)))
+
+    # ---- down ----------------------------------------------------------------------------------------
+
+    async def _send(self) -> None:
+        """Writes what waits; while a write is under way, further changes gather."""
+        session = self._session
+        while True:
+            await session.wake.wait()
+            session.wake.clear()
+            for message in session.take_outbox():
+                await self._write(message)
+            if session.end_reason is not None:
+                await self._write(ManagerMessage(end=session.end_reason))
+                raise ended_error(session)
+            if session.assignments_dirty:
+                session.assignments_dirty = False
+                await self._send_assignments()
+
+    async def _send_assignments(self) -> None:
+        changes = self._session.assignments.changes()
+        complete = not self._held
+        if not changes and not complete:
+            return
+        self._number += 1
+        results_in = f"{self._session.session_id}-{self._number}"
+        for part in in_messages(changes, complete=complete, applies_to=self._held, results_in=results_in):
+            await self._write(ManagerMessage(assignments=part))
+        self._held = results_in
+
+
+class DispatcherService(DispatcherServicer):
+    """The gRPC side of the hub."""
+
+    def __init__(self, hub: Hub, *, version: str) -> None:
+        self._hub = hub
+        self._version = version
+
+    async def Attach(self, request_iterator: Any, context: _Context) -> None:
+        """One agent's stream; see dispatcher.proto."""
+        del request_iterator  # read through the context, so that reading and writing can be cancelled apart
+        try:
+            async with asyncio.timeout(_OPEN_TIMEOUT_S):
+                first = await context.read()
+        except TimeoutError as error:
+            raise InvalidArgument("cannot attach", f"nothing was said in {_OPEN_TIMEOUT_S:g} s") from error
+        if first is grpc.aio.EOF or first.WhichOneof("message") != "open":
+            raise InvalidArgument("cannot attach", "the first message must be `open`", "use an agent of this version")
+        opening = first.open
+        with told_as(f"cannot attach node {opening.node_id}"):
+            session = await self._hub.register(
+                opening.node_id, opening.description, _peer_address(context.peer()), opening.highest_term
+            )
+        cluster = next(iter(self._hub.store.all(Cluster)), Cluster())
+        try:
+            await _Stream(self._hub, session, context).run(cluster.id, self._version)
+        except OrchError:
+            raise
+        except grpc.aio.UsageError:
+            _log.debug("stream is gone", node=session.node_id)
+        finally:
+            self._hub.unregister(session)
+
+
+def _peer_address(peer: str) -> str:
+    """The address of a peer as gRPC writes it ("ipv4:10.0.0.1:5000"); empty for a unix socket."""
+    kind, _, rest = peer.partition(":")
+    if kind == "ipv4":
+        return rest.rpartition(":")[0]
+    return ""

@@ -1,0 +1,1 @@
+"""Chooses a node for each task: filters that explain themselves, then spread."""
