@@ -364,7 +364,7 @@ def test_power_loss_while_releasing_leaves_no_gap() -> None:
     whole, writer = make_disk(), Writer()
     log = make_log(whole)
     log.recover(1)
-    writer.write(log, 18, release=False)
+    writer.write(log, 40, release=False)
     last_index = writer.begun[-1][-1].index
     for at in range(1, 40):
         dying = whole.clone()
