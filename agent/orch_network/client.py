@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from orch_network import limits, protocol
 from orch_network.errors import ConnectionLost, NetworkFailure
@@ -33,7 +33,7 @@ class NetworkClient:
         """End the connection."""
         self._socket.close()
 
-    def __enter__(self) -> NetworkClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -1,5 +1,8 @@
 """The control socket: one request per packet, one answer each, in order."""
 
+# pathlib is not loaded in this small process
+# ruff: noqa: PTH108
+
 from __future__ import annotations
 
 import contextlib
@@ -58,7 +61,7 @@ class ControlServer:
         self._clients: set[socket.socket] = set()
         # Lazily backed by pages, so a large limit costs nothing until a large message comes.
         self._buffer = mmap.mmap(-1, limits.MAX_MESSAGE_BYTES + 1)
-        listener.setblocking(False)
+        listener.setblocking(False)  # noqa: FBT003 -- the standard library's signature
         loop.watch(listener.fileno(), self._on_connect)
 
     def close(self) -> None:
@@ -77,7 +80,7 @@ class ControlServer:
             client.close()
             self._counters.failed("too_many_clients")
             return
-        client.setblocking(False)
+        client.setblocking(False)  # noqa: FBT003 -- the standard library's signature
         client.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * limits.MAX_MESSAGE_BYTES)
         self._clients.add(client)
         self._loop.watch(client.fileno(), lambda _events: self._on_packet(client))

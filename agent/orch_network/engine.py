@@ -4,6 +4,9 @@ Each operation checks first, then writes the wanted state to disk, then changes 
 finds the wanted state at its next start and repairs the kernel (``reconcile``).
 """
 
+# pathlib is not loaded in this small process
+# ruff: noqa: PTH103
+
 from __future__ import annotations
 
 import os
@@ -20,12 +23,14 @@ from orch_network.errors import Conflict, InvalidRequest, KernelError, LimitExce
 from orch_network.ipv4 import format_address, mac_of, parse_address
 from orch_network.keeper_store import KeeperStore
 from orch_network.kernel import netns
-from orch_network.loop import Loop
+from orch_network.loop import Loop, Timer
 from orch_network.node import NodeSide, free_uplink, uplink_name
 from orch_network.protocol import Attachment, Interface, Network, PublishedPort, Service, Task, to_json
 from orch_network.router import Router, Uplink
 from orch_network.store import WantedStore
 from orch_network.tasknet import FreshNamespace, InterfacePlan, NamespacePool, ResolverSockets, configure_requests
+
+_REFILL_AFTER_S = 0.05
 
 KIND_NETWORK, KIND_TASK, KIND_SERVICE, KIND_PORT = "network", "task", "service", "port"
 
@@ -81,6 +86,7 @@ class Engine:
         self.zones: dict[str, Zone] = {}
         self.tasks: dict[str, Task] = {}
         self.ports: dict[tuple[str, str, int], PublishedPort] = {}
+        self._refill: Timer | None = None
         os.makedirs(places.namespaces, mode=0o700, exist_ok=True)
 
     # ---- networks --------------------------------------------------------------------------------------------------
@@ -177,9 +183,19 @@ class Engine:
         fresh.release()
         self.tasks[task.task_id] = task
         self.serve_names(task, fresh.sockets)
-        self.loop.when_idle(self.pool.refill_one)
+        self.refill_pool()
         self.counters.attach.add(time.monotonic() - began)
         return self.attachment(task)
+
+    def refill_pool(self) -> None:
+        """Fill the pool once no attach has come for a moment: making a namespace must not stand in a request's way."""
+        if self._refill is not None:
+            self._refill.cancel()
+        self._refill = self.loop.after(_REFILL_AFTER_S, self._refill_some)
+
+    def _refill_some(self) -> None:
+        self._refill = None
+        self.loop.when_idle(self.pool.refill_one)
 
     def _check_task(self, task: Task) -> None:
         if len(self.tasks) >= limits.MAX_TASKS:
@@ -318,8 +334,8 @@ class Engine:
                     )
             if service.vip and holders.setdefault(service.vip, service.id) != service.id:
                 raise Conflict(
-                    f"service {service.name}: VIP {service.vip} belongs to service {holders[service.vip]}; one of the two "
-                    f"must change"
+                    f"service {service.name}: VIP {service.vip} belongs to service {holders[service.vip]}; "
+                    f"one of the two must change"
                 )
 
     def _forget_stale_flows(self) -> None:
@@ -391,8 +407,8 @@ class Engine:
             )
             if same and (other.target, other.service_id) != (port.target, port.service_id):
                 raise Conflict(
-                    f"port {_describe(port)} leads to {port.service_id}:{port.target}, and on another address of the node "
-                    f"to {other.service_id}:{other.target}: within one network a port has one meaning, use another number"
+                    f"port {_describe(port)} leads to {port.service_id}:{port.target}, and on another address of the "
+                    f"node to {other.service_id}:{other.target}: within one network a port has one meaning, use another"
                 )
 
 
@@ -415,8 +431,8 @@ def adopt_sockets(kept: dict[str, int], task_id: str) -> ResolverSockets | None:
     udp, tcp = kept.pop(f"dns-udp+{task_id}", None), kept.pop(f"dns-tcp+{task_id}", None)
     if udp is not None and tcp is not None:
         sockets = ResolverSockets(socket.socket(fileno=udp), socket.socket(fileno=tcp))
-        sockets.udp.setblocking(False)
-        sockets.tcp.setblocking(False)
+        sockets.udp.setblocking(False)  # noqa: FBT003 -- the standard library's signature
+        sockets.tcp.setblocking(False)  # noqa: FBT003 -- the standard library's signature
         return sockets
     for fd in (udp, tcp):
         if fd is not None:

@@ -52,7 +52,7 @@ class KeeperStore:
                 for extra in fds[1:]:
                     os.close(extra)
                 if fds:
-                    os.set_inheritable(fds[0], False)
+                    os.set_inheritable(fds[0], False)  # noqa: FBT003 -- the standard library's signature
                     kept[str(message["name"])] = fds[0]
         except (OSError, ValueError, KeyError) as failure:
             self._on_loss(failure)

@@ -4,6 +4,9 @@ Single-threaded, as it enters namespaces. The network namespace in which it is s
 any moment: the next start takes over from ROOT/wanted and the kernel.
 """
 
+# pathlib is not loaded in this small process
+# ruff: noqa: PTH100, PTH103, PTH108, PTH110
+
 from __future__ import annotations
 
 import contextlib
@@ -72,9 +75,7 @@ class Netd:
         self._locks = take_locks(options.root)
         self._keeper = KeeperStore.from_environment(self._on_error)
         kept = self._keeper.receive_all()
-        store = WantedStore(
-            f"{options.root}/wanted", lambda path, failure: self.log("bad_file", path=path, why=failure)
-        )
+        store = WantedStore(f"{options.root}/wanted", self._on_bad_file)
         resolver = Resolver(self.loop, Upstream(self.loop, options.resolv_conf), self._counters)
         self.engine = Engine(
             places=Places(options.root),
@@ -89,10 +90,17 @@ class Netd:
         for name, fd in kept.items():
             os.close(fd)
             self._keeper.drop(name)
+        self._prepare_node()
         self._reconcile()
         operations = make_operations(self.engine, self._shutdown)
         self._control = ControlServer(self.loop, listener, operations, self._counters)
-        self.loop.when_idle(self.engine.pool.refill_one)
+        self.engine.refill_pool()
+
+    def _prepare_node(self) -> None:
+        """On a node's first start nothing has drifted: what is made then is not counted as repaired."""
+        if not self.engine.routers:
+            self.engine.node.repair_table()
+            self.engine.node.repair_uplinks(())
 
     def _listener(self, kept: dict[str, int]) -> socket.socket:
         path = f"{self._options.root}/network.sock"
@@ -132,6 +140,10 @@ class Netd:
         for repair in reconcile(self.engine):
             self.log("repaired", kind=repair.kind, detail=repair.detail)
         self.loop.after(limits.RECONCILE_EVERY_S, self._reconcile)
+
+    def _on_bad_file(self, path: str, failure: Exception) -> None:
+        self._counters.failed("bad_file")
+        self.log("bad_file", path=path, why=failure)
 
     def _on_error(self, failure: Exception) -> None:
         self._counters.failed("internal")

@@ -1,5 +1,8 @@
 """The node's side: uplinks to the routers, published ports, masquerade, the operator's chain, other firewalls."""
 
+# pathlib is not loaded in this small process
+# ruff: noqa: PTH123
+
 from __future__ import annotations
 
 import errno

@@ -235,9 +235,7 @@ def encode(message: Mapping[str, object]) -> bytes:
     """One packet; InvalidRequest above the size limit."""
     data = json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
     if len(data) > limits.MAX_MESSAGE_BYTES:
-        raise InvalidRequest(
-            f"a message of {len(data)} bytes exceeds {limits.MAX_MESSAGE_BYTES}; send service by service (service_patch)"
-        )
+        raise InvalidRequest(f"a message of {len(data)} bytes exceeds {limits.MAX_MESSAGE_BYTES}; use service_patch")
     return data
 
 

@@ -1,5 +1,8 @@
 """Comparing the kernel with what is wanted, and repairing it: at start, every 30 s, and when asked."""
 
+# pathlib is not loaded in this small process
+# ruff: noqa: PTH106, PTH208
+
 from __future__ import annotations
 
 import contextlib
@@ -30,7 +33,6 @@ from orch_network.tasknet import (
     missing_inside,
     open_resolver_sockets,
 )
-
 
 Found = list[tuple[str, str]]
 """Repairs as (kind, detail)."""

@@ -1,5 +1,8 @@
 """What the network process says about itself."""
 
+# pathlib is not loaded in this small process
+# ruff: noqa: PTH208
+
 from __future__ import annotations
 
 import os

@@ -4,6 +4,9 @@ The folder lies on a tmpfs, as namespaces and kernel tables do not survive a reb
 atomic, and nothing is synced.
 """
 
+# pathlib is not loaded in this small process
+# ruff: noqa: PTH103, PTH104, PTH106, PTH108, PTH123, PTH208
+
 from __future__ import annotations
 
 import contextlib

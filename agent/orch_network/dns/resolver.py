@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -106,7 +107,7 @@ class Resolver:
             self._counters.dns("overload")
             client.close()
             return
-        client.setblocking(False)
+        client.setblocking(False)  # noqa: FBT003 -- the standard library's signature
         _TcpConnection(self, self._loop, served, client)
 
     # ---- both ------------------------------------------------------------------------------------------------------
@@ -139,7 +140,9 @@ class Resolver:
             self._counters.dns("not_forwarded")
             send(message.build_answer(query, message.NXDOMAIN, limit_bytes=limit))
 
-    def _answer_locally(self, view: View, query: Query, limit: int | None) -> tuple[bytes, str] | None:
+    def _answer_locally(  # noqa: PLR0911 -- one return per kind of answer reads best
+        self, view: View, query: Query, limit: int | None
+    ) -> tuple[bytes, str] | None:
         """The answer and its outcome, or None if the question is not about our names."""
         if query.edns_version:
             return message.build_answer(query, message.BADVERS, limit_bytes=limit), "refused"
@@ -178,7 +181,8 @@ class _TcpConnection:
         served.connections.add(self)
         resolver.tcp_connections += 1
         loop.watch(client.fileno(), self._on_ready)
-        self._timer: Timer = loop.after(limits.DNS_TCP_IDLE_S, self.close)
+        self._heard_at = time.monotonic()
+        self._timer: Timer = loop.after(limits.DNS_TCP_IDLE_S, self._close_if_idle)
 
     def close(self) -> None:
         """End the connection."""
@@ -191,6 +195,13 @@ class _TcpConnection:
         self._loop.forget(self._socket.fileno())
         self._socket.close()
 
+    def _close_if_idle(self) -> None:
+        left_s = self._heard_at + limits.DNS_TCP_IDLE_S - time.monotonic()
+        if left_s > 0:
+            self._timer = self._loop.after(left_s, self._close_if_idle)
+        else:
+            self.close()
+
     def _on_ready(self, _events: int) -> None:
         try:
             chunk = self._socket.recv(_TCP_BUFFERED_BYTES)
@@ -202,8 +213,7 @@ class _TcpConnection:
         if not chunk:
             self.close()
             return
-        self._timer.cancel()
-        self._timer = self._loop.after(limits.DNS_TCP_IDLE_S, self.close)
+        self._heard_at = time.monotonic()
         self._received += chunk
         while len(self._received) >= 2 and not self._closed:
             length = int.from_bytes(self._received[:2], "big")

@@ -4,6 +4,9 @@ A socket and a random id per query (a fresh port each: an answer cannot be guess
 bounded number at a time. The sockets are those of the node's namespace.
 """
 
+# pathlib is not loaded in this small process
+# ruff: noqa: PTH116, PTH123
+
 from __future__ import annotations
 
 import os
@@ -93,7 +96,7 @@ class Upstream:
                 del self._in_flight[task_id]
             reply(response, outcome)
 
-        _Exchange(self._loop, self._servers, self._port, query, data, finished, by_tcp=by_tcp).start()
+        _Exchange(self._loop, self._servers, self._port, query, data=data, reply=finished, by_tcp=by_tcp).start()
 
 
 @dataclass(slots=True)
@@ -108,7 +111,7 @@ class _Exchange:
     """One query on its way through the servers."""
 
     def __init__(
-        self, loop: Loop, servers: tuple[str, ...], port: int, query: Query, data: bytes, reply: Reply, *, by_tcp: bool
+        self, loop: Loop, servers: tuple[str, ...], port: int, query: Query, *, data: bytes, reply: Reply, by_tcp: bool
     ) -> None:
         self._loop = loop
         self._servers = list(servers)

@@ -4,6 +4,9 @@ Only for a single-threaded process: entering a namespace affects the calling thr
 the namespace in which they were opened.
 """
 
+# pathlib is not loaded in this small process
+# ruff: noqa: PTH108, PTH116, PTH123
+
 from __future__ import annotations
 
 import contextlib
@@ -33,7 +36,7 @@ class Namespaces:
 
     @contextlib.contextmanager
     def inside(self, namespace_fd: int) -> Iterator[None]:
-        """Run the body in another namespace. Not being able to come home ends the process: nothing after it would be right."""
+        """Run the body in another namespace. Not coming home ends the process: nothing after it would be right."""
         syscalls.enter_network(namespace_fd)
         try:
             yield

@@ -181,7 +181,7 @@ def delete_neighbour(neighbour: Neighbour) -> Request:
 
 
 def add_rule(priority: int, table: int, source: bytes = b"", *, only_specific: bool = False) -> Request:
-    """A routing rule: look into ``table`` (for packets from ``source``); ``only_specific`` ignores its default route."""
+    """A routing rule: look into ``table`` (for packets from ``source``), ``only_specific``: not its default route."""
     body = _ROUTE.pack(AF_INET, 0, 32 if source else 0, 0, 0, 0, 0, FR_ACT_TO_TBL, 0)
     body += attribute(FRA_PRIORITY, _U32.pack(priority)) + attribute(FRA_TABLE, _U32.pack(table))
     body += attribute(FRA_SRC, source) if source else b""
