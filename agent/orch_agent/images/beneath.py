@@ -9,6 +9,8 @@ from orch_agent.images.errors import ArchiveRefused
 
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CACHED_DIRECTORIES = 32
+OPAQUE_XATTR = "trusted.overlay.opaque"
+"""Overlayfs's mark on a folder that hides what is below it."""
 
 
 def split_path(path: str, *, depth_max: int) -> tuple[str, ...]:
@@ -83,6 +85,7 @@ class Beneath:
 
     def _step(self, descriptor: int, parts: tuple[str, ...], index: int, *, create: bool) -> int:
         name = parts[index]
+        hides_below = False
         try:
             return os.open(name, _OPEN_DIRECTORY, dir_fd=descriptor)
         except FileNotFoundError:
@@ -92,6 +95,7 @@ class Beneath:
             if not (create and self._is_whiteout(descriptor, name)):
                 raise _refused(parts, index, "is a link or a file, and links are never followed") from None
             os.unlink(name, dir_fd=descriptor)
+            hides_below = True
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
                 raise _refused(parts, index, "is a link or its name is too long") from None
@@ -99,6 +103,8 @@ class Beneath:
         os.mkdir(name, 0o755, dir_fd=descriptor)
         child = os.open(name, _OPEN_DIRECTORY, dir_fd=descriptor)
         os.fchmod(child, 0o755)  # whatever the umask
+        if hides_below:
+            os.setxattr(child, OPAQUE_XATTR, b"y")
         return child
 
     @staticmethod

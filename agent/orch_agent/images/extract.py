@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from orch_agent.images.beneath import Beneath, is_whiteout, split_path
+from orch_agent.images.beneath import OPAQUE_XATTR, Beneath, is_whiteout, split_path
 from orch_agent.images.digests import CHUNK_BYTES
 from orch_agent.images.errors import ArchiveRefused
 from orch_agent.images.limits import UnpackLimits
@@ -21,7 +21,6 @@ from orch_agent.images.tarstream import EntryKind, TarEntry, TarStream
 
 WHITEOUT_PREFIX = ".wh."
 OPAQUE_NAME = ".wh..wh..opq"
-OPAQUE_XATTR = "trusted.overlay.opaque"
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _KEPT_XATTRS = ("user.", "security.capability", "system.posix_acl_")
 

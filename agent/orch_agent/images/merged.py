@@ -13,9 +13,8 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from orch_agent.images.beneath import is_whiteout
+from orch_agent.images.beneath import OPAQUE_XATTR, is_whiteout
 from orch_agent.images.errors import ImageError
-from orch_agent.images.extract import OPAQUE_XATTR
 
 _LINKS_MAX = 40  # as the kernel's own bound on links in one path
 _COPIED_XATTRS = ("user.", "security.capability", "system.posix_acl_")

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from orch_agent.images.beneath import is_whiteout
+from orch_agent.images.beneath import OPAQUE_XATTR, is_whiteout
 from orch_agent.images.digests import CHUNK_BYTES
 from orch_agent.images.errors import StoreCorrupt
-from orch_agent.images.extract import OPAQUE_NAME, OPAQUE_XATTR, WHITEOUT_PREFIX
+from orch_agent.images.extract import OPAQUE_NAME, WHITEOUT_PREFIX
 
 _OVERLAY_PREFIX = "trusted.overlay."
 _MEANINGFUL_OVERLAY = (f"{_OVERLAY_PREFIX}redirect", f"{_OVERLAY_PREFIX}metacopy")

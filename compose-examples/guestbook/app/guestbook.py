@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Self
 from urllib.parse import parse_qs
 
 REDIS_HOST = os.environ.get("REDIS_HOST", "redis")
@@ -46,7 +46,7 @@ class RedisError(Exception):
 class Redis:
     """One connection speaking RESP, Redis's protocol."""
 
-    def __enter__(self) -> "Redis":
+    def __enter__(self) -> Self:
         try:
             self._socket = socket.create_connection((REDIS_HOST, REDIS_PORT), timeout=TIMEOUT_S)
         except OSError as error:
