@@ -6,7 +6,7 @@ import array
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from orch_runtime import protocol
 from orch_runtime.errors import Unavailable
@@ -26,7 +26,7 @@ def enlarge_buffers(sock: socket.socket, size: int = protocol.MAX_MESSAGE_BYTES 
 
 
 class RuntimeClient:
-    """One connection. Not thread-safe. Every method raises RuntimeFailure; Unavailable when the supervisor goes away."""
+    """One connection. Not thread-safe. Every method raises RuntimeFailure; Unavailable if the supervisor goes away."""
 
     def __init__(self, path: str, *, connect_timeout_s: float = 5.0, timeout_s: float = 60.0) -> None:
         self._path = path
@@ -50,7 +50,7 @@ class RuntimeClient:
         """End the connection."""
         self._socket.close()
 
-    def __enter__(self) -> RuntimeClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -95,7 +95,7 @@ class RuntimeClient:
 
     def call(self, op: str, *, timeout_s: float | None = None, **arguments: object) -> dict[str, Any]:
         """Send a request and wait for its answer."""
-        return self.wait(self.send(op, **arguments), timeout_s)
+        return self.wait(self.send(op, descriptors=(), **arguments), timeout_s)
 
     def create(self, plan: Plan, descriptors: Sequence[int] = ()) -> ContainerState:
         """Set a container up to the point before its program is executed."""
@@ -121,7 +121,7 @@ class RuntimeClient:
         """Return one container."""
         return protocol.parse_state(self.call(protocol.OP_STATE, id=container_id))
 
-    def list(self) -> list[ContainerState]:
+    def list(self) -> Sequence[ContainerState]:
         """Return every container, those that exited included until they are deleted."""
         return [protocol.parse_state(entry) for entry in self.call(protocol.OP_LIST)["containers"]]
 
@@ -150,7 +150,7 @@ class RuntimeClient:
         )
         return protocol.parse_exec(answer)
 
-    def stats(self, ids: Sequence[str] | None = None) -> list[ContainerStats]:
+    def stats(self, ids: Sequence[str] | None = None) -> Sequence[ContainerStats]:
         """Return the usage of all running containers, or of some."""
         answer = self.call(protocol.OP_STATS, ids=None if ids is None else [*ids])
         return [protocol.parse_stats(entry) for entry in answer["stats"]]

@@ -1,9 +1,9 @@
-"""The keeper's channel (descriptor 3): a SOCK_SEQPACKET pair on which a ward keeps descriptors over its own death.
+"""The keeper's channel: a SOCK_SEQPACKET pair (descriptor 3) on which a ward keeps descriptors over its own death.
 
-Messages are JSON, one per packet. Ward to keeper: {"op":"put","name":N} with one or more descriptors (SCM_RIGHTS), {"op":"drop",
-"name":N}. Keeper to ward, at its start: {"name":N} with its descriptors for each stored name, then {"end":true}. Names belong to
-the ward; a second put of a name replaces the first. The runtime's supervisor has two more: keeper to ward {"op":"exits"} (the exit
-journal grew) and ward to keeper {"op":"consumed","offset":BYTES} and {"op":"shutdown"}.
+Messages are JSON, one per packet. Ward to keeper: {"op":"put","name":N} with one or more descriptors (SCM_RIGHTS) and
+{"op":"drop","name":N}. Keeper to ward, at its start: {"name":N} with its descriptors for each stored name, then
+{"end":true}. Names belong to the ward; a second put of a name replaces the first. The runtime's supervisor has three more:
+keeper to ward {"op":"exits"} (the exit journal grew), ward to keeper {"op":"consumed","offset":BYTES} and {"op":"shutdown"}.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class FdStore:
         if not number:
             return None
         store = cls(socket.socket(fileno=int(number)))
-        os.set_inheritable(store.channel.fileno(), False)  # noqa: FBT003 -- the standard library's signature
+        os.set_inheritable(store.channel.fileno(), False)
         while True:
             message, descriptors = receive(store.channel)
             if message is None or message.get("end"):

@@ -1,8 +1,11 @@
 """The keeper: parent of every container, store of descriptors, and the one that must not die.
 
-It does three things. It starts its wards (the supervisor, and any given with --ward) and starts them again when they die. It keeps
-descriptors for them (`fdstore`). And it writes each exit to ROOT/exits.journal, as "pid starttime status unix_ms" with status >= 0 for
-an exit code and -N for signal N, before it reaps: so an exit code is in the journal, or still to be had from the kernel.
+It does three things. It starts its wards (the supervisor, and any given with --ward) and starts them again when they
+die. It keeps
+descriptors for them (`fdstore`). And it writes each exit to ROOT/exits.journal, as "pid starttime status unix_ms"
+with status >= 0 for
+an exit code and -N for signal N, before it reaps: so an exit code is in the journal, or still to be had from the
+kernel.
 """
 
 from __future__ import annotations
@@ -103,7 +106,7 @@ class Keeper:
             signal.signal(number, signal.SIG_DFL)
         os.dup2(channel, fdstore.CHANNEL_FD, inheritable=True)
         if channel == fdstore.CHANNEL_FD:
-            os.set_inheritable(channel, True)  # noqa: FBT003
+            os.set_inheritable(channel, True)
         process.close_range(fdstore.CHANNEL_FD + 1)
         environment = {**os.environ, fdstore.CHANNEL_VARIABLE: str(fdstore.CHANNEL_FD)}
         os.execve(sealed_program(ward.argv[0]), ward.argv, environment)
@@ -195,7 +198,7 @@ class Keeper:
 
     def _bound_journal(self) -> None:
         if os.fstat(self.journal).st_size > JOURNAL_MAX_BYTES:
-            with open(self.journal_path, "rb") as file:  # noqa: PTH123 -- pathlib stays unloaded
+            with open(self.journal_path, "rb") as file:
                 self._renew_journal(file.read()[JOURNAL_MAX_BYTES // 2 :].partition(b"\n")[2])
             say("exit journal was not consumed and has been halved: exit codes may be lost")
 
@@ -241,8 +244,10 @@ class Keeper:
 def sealed_program(path: str) -> str:
     """Return a path that executes `path` through a read-only mount of its own.
 
-    A process of a container that got hold of /proc/PID/exe of a process entering it could otherwise write to the host's interpreter.
-    The mount is detached: nothing of it appears in the mount table. Where the kernel cannot do it the path itself is returned.
+    A process of a container that got hold of /proc/PID/exe of a process entering it could otherwise write to the
+    host's interpreter.
+    The mount is detached: nothing of it appears in the mount table. Where the kernel cannot do it the path itself is
+    returned.
     """
     try:
         tree = mounts.open_tree(mounts.AT_FDCWD, os.path.realpath(path), mounts.OPEN_TREE_CLONE)
@@ -274,7 +279,7 @@ def say(text: str) -> None:
 
 
 def parse_arguments(arguments: list[str]) -> tuple[str, list[str], list[Ward]]:
-    """Return (root, supervisor arguments, extra wards); argparse would cost a megabyte in a process that runs for years."""
+    """Return (root, supervisor arguments, extra wards); argparse would cost this process a megabyte."""
     root = ""
     supervisor: list[str] = []
     extra: list[Ward] = []
@@ -298,9 +303,9 @@ def parse_arguments(arguments: list[str]) -> tuple[str, list[str], list[Ward]]:
 
 
 def main(arguments: list[str]) -> int:
-    """Run as `python -I -m orch_runtime.keeper --root ROOT --cgroup-parent PARENT [--pool N] [--ward NAME=JSON_ARGV ...]`."""
+    """Run the keeper: --root ROOT --cgroup-parent PARENT [--pool N] [--ward NAME=JSON_ARGV ...]."""
     root, supervisor, extra = parse_arguments(arguments)
-    os.makedirs(root, 0o700, exist_ok=True)  # noqa: PTH103
+    os.makedirs(root, 0o700, exist_ok=True)
     lock = os.open(f"{root}/keeper.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

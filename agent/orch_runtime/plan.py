@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 
 @dataclass(frozen=True)
 class OverlayRootfs:
-    """A root file system of read-only layers (`lower`, top first) below one writable `upper`; `work` is overlayfs' own."""
+    """A root file system of read-only layers (`lower`, top first) below a writable `upper`; `work` is overlayfs' own."""
 
     lower: tuple[str, ...]
     upper: str
@@ -51,7 +51,7 @@ class RootfsPlan(TypedDict):
 
 
 class MountPlan(TypedDict):
-    """One mount. `kind` bind uses source and recursive; any other is a file system type with mount(2) flags and data."""
+    """One mount. `kind` bind uses source and recursive; others are file system types with mount(2) flags and data."""
 
     kind: str
     source: str

@@ -1,7 +1,9 @@
 """The conversation on ROOT/runtime.sock: SOCK_SEQPACKET, one JSON message per packet.
 
-Request {"seq":N,"op":OP,...} is answered by {"seq":N,"ok":{...}} or {"seq":N,"error":{"kind":K,"message":M,...}}; answers may come
-in another order. After `subscribe`, {"event":"exit"|"oom",...} arrives unasked. Events are hints: who reconnects lists again.
+Request {"seq":N,"op":OP,...} is answered by {"seq":N,"ok":{...}} or {"seq":N,"error":{"kind":K,"message":M,...}};
+answers may come
+in another order. After `subscribe`, {"event":"exit"|"oom",...} arrives unasked. Events are hints: who reconnects
+lists again.
 """
 
 from __future__ import annotations
@@ -13,30 +15,30 @@ from typing import Any, TypeVar
 
 from orch_runtime.errors import ProtocolFailure, RuntimeFailure, from_wire
 from orch_runtime.names import (
-    EVENT_EXIT as EVENT_EXIT,
-    EVENT_OOM as EVENT_OOM,
-    MAX_EXEC_OUTPUT_BYTES as MAX_EXEC_OUTPUT_BYTES,
-    MAX_MESSAGE_BYTES as MAX_MESSAGE_BYTES,
-    OP_CREATE as OP_CREATE,
-    OP_DELETE as OP_DELETE,
-    OP_EXEC as OP_EXEC,
-    OP_KILL as OP_KILL,
-    OP_LIST as OP_LIST,
-    OP_PAUSE as OP_PAUSE,
-    OP_RESUME as OP_RESUME,
-    OP_RUN as OP_RUN,
-    OP_SHUTDOWN as OP_SHUTDOWN,
-    OP_START as OP_START,
-    OP_STATE as OP_STATE,
-    OP_STATS as OP_STATS,
-    OP_SUBSCRIBE as OP_SUBSCRIBE,
-    OP_UPDATE as OP_UPDATE,
-    OP_VERSION as OP_VERSION,
-    STATUS_CREATED as STATUS_CREATED,
-    STATUS_CREATING as STATUS_CREATING,
-    STATUS_EXITED as STATUS_EXITED,
-    STATUS_PAUSED as STATUS_PAUSED,
-    STATUS_RUNNING as STATUS_RUNNING,
+    EVENT_EXIT,
+    EVENT_OOM,
+    MAX_EXEC_OUTPUT_BYTES,
+    MAX_MESSAGE_BYTES,
+    OP_CREATE,
+    OP_DELETE,
+    OP_EXEC,
+    OP_KILL,
+    OP_LIST,
+    OP_PAUSE,
+    OP_RESUME,
+    OP_RUN,
+    OP_SHUTDOWN,
+    OP_START,
+    OP_STATE,
+    OP_STATS,
+    OP_SUBSCRIBE,
+    OP_UPDATE,
+    OP_VERSION,
+    STATUS_CREATED,
+    STATUS_CREATING,
+    STATUS_EXITED,
+    STATUS_PAUSED,
+    STATUS_RUNNING,
 )
 
 
@@ -205,3 +207,45 @@ def answer_of(message: Mapping[str, Any]) -> dict[str, Any]:
 def failure_of(error: Mapping[str, Any]) -> RuntimeFailure:
     """Rebuild the failure of an error answer."""
     return from_wire(str(error.get("kind", "")), str(error.get("message", "")), dict(error))
+
+
+__all__ = [
+    "EVENT_EXIT",
+    "EVENT_OOM",
+    "MAX_EXEC_OUTPUT_BYTES",
+    "MAX_MESSAGE_BYTES",
+    "OP_CREATE",
+    "OP_DELETE",
+    "OP_EXEC",
+    "OP_KILL",
+    "OP_LIST",
+    "OP_PAUSE",
+    "OP_RESUME",
+    "OP_RUN",
+    "OP_SHUTDOWN",
+    "OP_START",
+    "OP_STATE",
+    "OP_STATS",
+    "OP_SUBSCRIBE",
+    "OP_UPDATE",
+    "OP_VERSION",
+    "STATUS_CREATED",
+    "STATUS_CREATING",
+    "STATUS_EXITED",
+    "STATUS_PAUSED",
+    "STATUS_RUNNING",
+    "ContainerState",
+    "ContainerStats",
+    "ExecResult",
+    "ExitEvent",
+    "NetworkStats",
+    "OomEvent",
+    "answer_of",
+    "decode",
+    "encode",
+    "failure_of",
+    "parse_event",
+    "parse_exec",
+    "parse_state",
+    "parse_stats",
+]

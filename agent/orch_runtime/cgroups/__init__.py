@@ -14,7 +14,7 @@ def read_cgroup_mounts() -> tuple[dict[str, str], str]:
     """Return (v1 controller to mount point, cgroup2 mount point or "") from /proc/self/mountinfo."""
     controllers: dict[str, str] = {}
     unified = ""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123 -- pathlib stays unloaded
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             left, _, right = line.partition(" - ")
             kind, _, options = right.split(" ", 2)
@@ -36,7 +36,7 @@ def open_backend(parent: str) -> CgroupBackend:
     controllers, unified = read_cgroup_mounts()
     if "memory" in controllers or "pids" in controllers:
         return CgroupV1(controllers, parent)
-    if unified and os.path.exists(f"{unified}/cgroup.controllers"):  # noqa: PTH110
+    if unified and os.path.exists(f"{unified}/cgroup.controllers"):
         return CgroupV2(unified, parent)
     raise Refused("no cgroup controllers are mounted: mount cgroup2 on /sys/fs/cgroup, or v1 controllers below it")
 

@@ -35,11 +35,11 @@ class CgroupV1(CgroupBackend):
         self._roots = {name: mounts[name] + parent for name in _CONTROLLERS if name in mounts}
         self._folders = list(dict.fromkeys(self._roots.values()))
         self._mounts = {
-            os.path.basename(mounts[name]): ",".join(other for other in self._roots if mounts[other] == mounts[name])  # noqa: PTH119
+            os.path.basename(mounts[name]): ",".join(other for other in self._roots if mounts[other] == mounts[name])
             for name in self._roots
         }
         for folder in self._folders:
-            os.makedirs(folder, 0o755, exist_ok=True)  # noqa: PTH103
+            os.makedirs(folder, 0o755, exist_ok=True)
 
     def _path(self, controller: str, name: str) -> str:
         return f"{self._roots[controller]}/{name}" if controller in self._roots else ""
@@ -52,7 +52,7 @@ class CgroupV1(CgroupBackend):
             except FileExistsError:
                 continue
             except FileNotFoundError:
-                os.makedirs(f"{folder}/{name}", exist_ok=True)  # noqa: PTH103
+                os.makedirs(f"{folder}/{name}", exist_ok=True)
             except OSError as error:
                 raise KernelError("mkdir", error.errno or 0, f"{folder}/{name}") from error
 
@@ -77,7 +77,7 @@ class CgroupV1(CgroupBackend):
         if "memory_bytes" in limits:
             steps = [("memory.limit_in_bytes", limits["memory_bytes"])]
             if "memory_swap_bytes" in limits:
-                if os.path.exists(f"{folder}/memory.memsw.limit_in_bytes"):  # noqa: PTH110
+                if os.path.exists(f"{folder}/memory.memsw.limit_in_bytes"):
                     steps.append(("memory.memsw.limit_in_bytes", limits["memory_swap_bytes"]))
                 else:
                     warnings.append("swap limit not set: this kernel does not account swap")
@@ -238,7 +238,7 @@ class CgroupV1(CgroupBackend):
                 except OSError:
                     done = done and folder != root + self._parent
                     break
-                folder = os.path.dirname(folder)  # noqa: PTH120, PLW2901
+                folder = os.path.dirname(folder)  # noqa: PLW2901
         return done
 
 

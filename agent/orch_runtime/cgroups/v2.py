@@ -1,7 +1,7 @@
 """Pure cgroup v2: one tree, births into it, kill and freeze by file.
 
-Device rules need a BPF program on v2; until that is built, a plan with device rules is started with a warning: without CAP_MKNOD the container
-still cannot make nodes of its own.
+Device rules need a BPF program on v2; until that is built, a plan with device rules is started with a warning:
+without CAP_MKNOD the container still cannot make nodes of its own.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class CgroupV2(CgroupBackend):
         self._mount = mount
         self._parent = parent
         self._folder = mount + parent
-        os.makedirs(self._folder, 0o755, exist_ok=True)  # noqa: PTH103
+        os.makedirs(self._folder, 0o755, exist_ok=True)
         self.controllers = self._delegate()
 
     def _delegate(self) -> set[str]:
@@ -105,7 +105,7 @@ class CgroupV2(CgroupBackend):
             writes.append(("pids", "pids.max", _or_max(limits["pids_max"] or -1)))
         warnings: list[str] = []
         for controller, file, value in writes:
-            if controller in self.controllers and os.path.exists(f"{folder}/{file}"):  # noqa: PTH110
+            if controller in self.controllers and os.path.exists(f"{folder}/{file}"):
                 write_file(f"{folder}/{file}", value)
             else:
                 warnings.append(f"{file} not set: the {controller} controller is not delegated to {self._parent}")
@@ -193,5 +193,5 @@ class CgroupV2(CgroupBackend):
                 pass
             except OSError:
                 return folder != self._folder
-            folder = os.path.dirname(folder)  # noqa: PTH120
+            folder = os.path.dirname(folder)
         return True

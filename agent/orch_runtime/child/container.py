@@ -1,11 +1,12 @@
 """The life of a container's first process from clone3 to execve.
 
-It talks with the supervisor over one SOCK_SEQPACKET pair. Up: `P` prepared, `R` ready (with warnings), `X` about to execute,
-`E` failed. Down: the plan (marshal) with descriptors, then `S` start. The descriptor closes on execve: its end after `X` means
-that the program runs.
+It talks with the supervisor over one SOCK_SEQPACKET pair. Up: `P` prepared, `R` ready (with warnings), `X` about to
+execute,
+`E` failed. Down: the plan (marshal) with descriptors, then `S` start. The descriptor closes on execve: its end after
+`X` means that the program runs.
 
-If the supervisor dies, the end of the channel is seen here. Whether the container exists is then decided by its state file
-alone: committed as running, the child goes on by itself; otherwise it was never promised to anyone, and ends.
+If the supervisor dies, the end of the channel is seen here. Whether the container exists is then decided by its state
+file alone: committed as running, the child goes on by itself; otherwise it was never promised to anyone, and ends.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def run_container_child(
         _report(prepared.channel, directory_fd, error.exit_code, str(error))
     except KernelError as error:
         _report(prepared.channel, directory_fd, exit_code, str(error))
-    except BaseException as error:  # noqa: BLE001 -- the top of this process: everything becomes its report
+    except BaseException as error:
         _report(prepared.channel, directory_fd, exit_code, f"{type(error).__name__}: {error}")
     finally:
         os._exit(exit_code)

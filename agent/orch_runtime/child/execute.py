@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # the C module: `signal` wraps every number in an enum
 import errno
 import os
 import stat
@@ -29,7 +29,7 @@ def enter_working_directory(path: str) -> None:
         os.chdir(path)
     except FileNotFoundError:
         try:
-            os.makedirs(path, 0o755, exist_ok=True)  # noqa: PTH103 -- pathlib is not loaded in this process
+            os.makedirs(path, 0o755, exist_ok=True)
             os.chdir(path)
         except OSError as error:
             raise SetupFailed(f"working directory {path}: {error.strerror}") from error
@@ -95,7 +95,7 @@ def execute(args: list[str], env: dict[str, str]) -> None:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 refused = error
                 refused.filename = candidate
-            elif os.path.exists(candidate):  # noqa: PTH110 -- pathlib is not loaded in this process
+            elif os.path.exists(candidate):
                 raise SetupFailed(
                     f"{candidate}: its interpreter or loader is missing in the container", NOT_FOUND
                 ) from error

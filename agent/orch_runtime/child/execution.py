@@ -1,4 +1,4 @@
-"""A command entering a running container (`exec`): all its namespaces, its group, the confinement of its own program."""
+"""A command entering a running container (`exec`): its namespaces, its group, the confinement of its program."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAMESPACES = (
 )
 
 
-def run_exec_child(
+def run_exec_child(  # noqa: PLR0917 -- called once, in a fork
     pidfd: int, join: list[str], process: ProcessPlan, output: int, status: int, last_capability: int
 ) -> None:
     """Become the command. Never returns; a failure goes to `status` as JSON, whose end without one means executed."""
@@ -53,7 +53,7 @@ def run_exec_child(
         _report(status, exit_code, str(error))
     except KernelError as error:
         _report(status, exit_code, str(error))
-    except BaseException as error:  # noqa: BLE001 -- the top of this process: everything becomes its report
+    except BaseException as error:
         _report(status, exit_code, f"{type(error).__name__}: {error}")
     finally:
         os._exit(exit_code)

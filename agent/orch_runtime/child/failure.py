@@ -6,7 +6,7 @@ CANNOT_EXECUTE = 126
 NOT_FOUND = 127
 
 
-class SetupFailed(Exception):
+class SetupFailed(Exception):  # noqa: N818 -- as in errors.py
     """The container cannot be set up, or its program not executed; `exit_code` is what a shell would give."""
 
     def __init__(self, message: str, exit_code: int = CANNOT_EXECUTE) -> None:

@@ -78,14 +78,16 @@ def resolve_user(user: UserPlan) -> tuple[int, int, list[int], str]:
             )
     elif account is not None:
         member = account[0]
-        for entry in known:
-            if len(entry) >= 4 and member in entry[3].split(",") and _number(entry[2]) >= 0:
-                groups.append(_number(entry[2]))
+        groups += [
+            _number(entry[2])
+            for entry in known
+            if len(entry) >= 4 and member in entry[3].split(",") and _number(entry[2]) >= 0
+        ]
     return uid, gid, groups, home
 
 
 def set_rlimits(rlimits: list[list[int]], warnings: list[str]) -> None:
-    """Set resource limits; above our own hard limit they are clamped, with a warning, where CAP_SYS_RESOURCE is missing."""
+    """Set resource limits; above our own hard limit they are clamped, with a warning, without CAP_SYS_RESOURCE."""
     for number, soft, hard in rlimits:
         try:
             resource.setrlimit(number, (soft, hard))
@@ -94,12 +96,12 @@ def set_rlimits(rlimits: list[list[int]], warnings: list[str]) -> None:
             clamped = ceiling if soft < 0 or soft > ceiling else soft
             resource.setrlimit(number, (clamped, ceiling))
             warnings.append(
-                f"resource limit {number}: {soft}:{hard} lowered to {clamped}:{ceiling}, as this node lacks CAP_SYS_RESOURCE"
+                f"resource limit {number}: {soft}:{hard} lowered to {clamped}:{ceiling}: this node lacks CAP_SYS_RESOURCE"
             )
 
 
 def become(process: ProcessPlan, uid: int, gid: int, groups: list[int], last_capability: int) -> None:
-    """Take on user, groups and capabilities; the order is the kernel's: groups, gid, uid, then what the uid change left."""
+    """Take on user, groups and capabilities; in the kernel's order: groups, gid, uid, then what that left."""
     masks = process["capabilities"]
     kernel.drop_bounding(masks["bounding"], last_capability)
     os.setgroups(groups)

@@ -1,11 +1,12 @@
-"""A reaping pid 1 (`init: true`): starts the program, passes signals on, collects orphans, ends with the program's code.
+"""A reaping pid 1 (`init: true`).
 
-It is a fork of the supervisor that was never exec'd: about 0.4 MB of its own, instead of an interpreter.
+It starts the program, passes signals on, collects orphans and ends with the program's code. It is a fork of the supervisor
+that was never exec'd: about 0.4 MB of its own, instead of an interpreter.
 """
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # the C module: `signal` wraps every number in an enum
 import os
 from collections.abc import Callable
 
@@ -18,8 +19,8 @@ _NOT_FORWARDED = (17, 21, 22)
 def run_init(start_program: Callable[[], None], status_fd: int) -> None:
     """Fork; the child calls `start_program` (which does not return), this process reaps until it ends, then exits.
 
-    `status_fd` is the close-on-exec descriptor whose end tells the supervisor that the program runs: only the program may
-    keep it open.
+    `status_fd` is the close-on-exec descriptor whose end tells the supervisor that the program runs: only the program
+    may keep it open.
     """
     everything = set(range(1, _signal.NSIG)) - {32, 33}
     _signal.pthread_sigmask(_signal.SIG_BLOCK, everything)

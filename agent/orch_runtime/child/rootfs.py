@@ -1,7 +1,7 @@
 """Second half of a container's file systems: its rootfs and own mounts, then the change of root.
 
-Sources are opened in the host's mount namespace as detached trees; targets are resolved beneath the rootfs and mounts attached by
-descriptor, so that no symbolic link of an image, or of a program racing with us, leads anywhere else.
+Sources are opened in the host's mount namespace as detached trees; targets are resolved beneath the rootfs and mounts
+attached by descriptor, so that no symbolic link of an image, or of a program racing with us, leads anywhere else.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def open_rootfs(rootfs: RootfsPlan, base: str) -> int:
 
 
 def open_bind_sources(plan: Plan) -> list[int]:
-    """Open the source of each bind mount as a detached tree, -1 for other mounts; called in the host's mount namespace."""
+    """Open the source of each bind mount as a detached tree, -1 for other mounts; called in the host's mounts."""
     trees = []
     for mount in plan["mounts"]:
         if mount["kind"] != "bind":

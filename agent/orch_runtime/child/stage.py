@@ -1,7 +1,7 @@
 """First half of a container's file systems: a tiny mount namespace with the kernel's trees, made before the request.
 
-The child moves from its copy of the host's mount table into a tmpfs that holds nothing but these trees, so that the request itself
-has neither to mount them nor to tear the host's table down.
+The child moves from its copy of the host's mount table into a tmpfs that holds nothing but these trees, so that the
+request itself has neither to mount them nor to tear the host's table down.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def _build(stage: StagePlan, directory: str, controllers: list[tuple[str, str]])
     root = stage["target"]
     for mount in stage["mounts"]:
         place = directory + mount["target"][len(root) :]
-        if not os.path.isdir(place):  # noqa: PTH112 -- pathlib is not loaded in this process
-            os.makedirs(place)  # noqa: PTH103
+        if not os.path.isdir(place):
+            os.makedirs(place)
         if mount["kind"] == "cgroup":
             _mount_cgroup(place, mount, controllers)
         else:
@@ -76,7 +76,7 @@ def _restrict(stage: StagePlan, directory: str) -> None:
     for path in stage["masked"]:
         place = directory + path[len(root) :]
         try:
-            is_folder = stat.S_ISDIR(os.stat(place).st_mode)  # noqa: PTH116
+            is_folder = stat.S_ISDIR(os.stat(place).st_mode)
         except OSError:
             continue
         if is_folder:
@@ -85,7 +85,7 @@ def _restrict(stage: StagePlan, directory: str) -> None:
             mounts.mount("/dev/null", place, "", mounts.MS_BIND)
     for path in stage["readonly"]:
         place = directory + path[len(root) :]
-        if os.path.exists(place):  # noqa: PTH110
+        if os.path.exists(place):
             mounts.mount(place, place, "", mounts.MS_BIND | mounts.MS_REC)
             mounts.mount("", place, "", mounts.MS_BIND | mounts.MS_REMOUNT | mounts.MS_RDONLY | _RESTRICTED)
 

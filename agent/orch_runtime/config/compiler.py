@@ -224,9 +224,10 @@ def compile_config(
 ) -> Plan:
     """Compile an OCI config to a plan.
 
-    `rootfs` takes the place of `root.path`. `user` ("name", "name:group", numbers too) is resolved inside the container and
-    takes the place of `process.user`'s ids. `init` puts a reaping process in front as pid 1. Without `log` output goes to
-    /dev/null, unless the request brings descriptors of its own.
+    `rootfs` takes the place of `root.path`. `user` ("name", "name:group", numbers too) is resolved inside the
+    container and
+    takes the place of `process.user`'s ids. `init` puts a reaping process in front as pid 1. Without `log` output
+    goes to /dev/null, unless the request brings descriptors of its own.
 
     Raises:
         InvalidConfig: naming the JSON path of what is wrong or not supported.

@@ -104,8 +104,8 @@ def default_config(
 ) -> dict[str, Any]:
     """Return an OCI config.json (as a fresh dict that the caller may change) with the secure defaults.
 
-    `args` is the program, `env` a list of `NAME=value`. The default sysctls belong to the network namespace and are left
-    out when the container shares the host's.
+    `args` is the program, `env` a list of `NAME=value`. The default sysctls belong to the network namespace and are
+    left out when the container shares the host's.
     """
     names = list(capabilities)
     namespaces = [{"type": kind} for kind in ("pid", "mount", "uts", "ipc", "cgroup")]
@@ -125,7 +125,8 @@ def default_config(
                 "bounding": names,
                 "effective": list(names),
                 "permitted": list(names),
-                # Nothing inheritable, nothing ambient: a non-root user gains no capability from a file's inheritable set.
+                # Nothing inheritable, nothing ambient: a non-root user gains no capability from a file's inheritable
+                # set.
             },
             "noNewPrivileges": True,
         },

@@ -102,8 +102,8 @@ def split_stage(
     """Take out of the mounts what can be made before the container is known.
 
     Returns the stages with a key that is equal for equal stages, and the mounts and paths that remain. A bind below a
-    staged root stays behind and is mounted later, on top; kernel file systems listed after such a bind stay behind too, so that the
-    order of the config holds.
+    staged root stays behind and is mounted later, on top; kernel file systems listed after such a bind stay behind
+    too, so that the order of the config holds.
     """
     stages: list[StagePlan] = []
     rest = list(mounts)

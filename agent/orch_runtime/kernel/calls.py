@@ -1,7 +1,7 @@
 """Raw system calls through ctypes.
 
-`PyDLL` keeps the interpreter lock during the call: no thread switch, and no lost errno, around clone3. Numbers of system
-calls at or above 424 are the same on every architecture; older ones are listed per architecture.
+`PyDLL` keeps the interpreter lock during the call: no thread switch, and no lost errno, around clone3. Numbers of
+system calls at or above 424 are the same on every architecture; older ones are listed per architecture.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def function(name: str, *argument_types: type[object], result: type[object] = c_
     """Return the C library's function `name` with its prototype set."""
     found = libc[name]
     found.argtypes = list(argument_types)  # type: ignore[arg-type]
-    found.restype = result  # type: ignore[assignment]
+    found.restype = result
     return found
 
 

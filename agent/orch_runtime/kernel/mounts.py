@@ -77,13 +77,13 @@ _fsmount = syscall(c_int, c_uint, c_uint)
 
 
 def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
-    """Call mount(2)."""
+    """Mount `source` on `target` by path."""
     if _mount(os.fsencode(source), os.fsencode(target), kind.encode(), flags, os.fsencode(data) if data else None) < 0:
         raise_errno(f"mount {kind or source} on", target)
 
 
 def unmount(target: str, flags: int = MNT_DETACH) -> None:
-    """Call umount2(2)."""
+    """Unmount by path."""
     if _umount2(os.fsencode(target), flags) < 0:
         raise_errno("umount", target)
 
@@ -97,7 +97,7 @@ def pivot_root_here() -> None:
 
 
 def open_in_root(root_fd: int, path: str, flags: int, mode: int = 0, *, resolve: int = 0) -> int:
-    """Open `path` as if root_fd were /: symlinks, .. and absolute links cannot lead out of it (openat2, RESOLVE_IN_ROOT).
+    """Open `path` as if root_fd were /: no symlink, no .. and no absolute link leads out (openat2, RESOLVE_IN_ROOT).
 
     Raises:
         KernelError: with call "openat2".

@@ -1,7 +1,7 @@
 """Children on their way to becoming containers, and the pool of those made ahead of need.
 
-A pooled child has its namespaces, has joined a group of its own and has mounted the kernel's file systems; what it lacks is a plan. The pool
-holds children of the kind that was asked for last (stages, own network namespace or not).
+A pooled child has its namespaces, has joined a group of its own and has mounted the kernel's file systems; what it
+lacks is a plan. The pool holds children of the kind that was asked for last (stages, own network namespace or not).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import sys
 import time
 
 from orch_runtime.child import container as container_child
-from orch_runtime.kernel import process
 from orch_runtime.keeper import start_time
+from orch_runtime.kernel import process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class ChildPool:
         self._base = base
         self.size = size
         self._host_mounts_fd = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-        with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:  # noqa: PTH123 -- pathlib stays unloaded
+        with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
             self._last_capability = int(file.read())
         self._controllers = cgroups.container_mounts()
         self._idle: list[Child] = []
@@ -199,14 +199,12 @@ class ChildPool:
             return
         self._loop.later(0.002 * (1 << min(attempt, 9)), lambda: self.remove_group(cgroup, attempt + 1))
 
-    def empty(self) -> list[str]:
-        """End all pooled children; returns the names of their groups."""
+    def empty(self) -> None:
+        """End all pooled children, and make no more."""
         self.size = 0
-        groups = [child.cgroup for child in self._idle]
         for child in self._idle:
             self.discard(child)
         self._idle.clear()
-        return groups
 
 
 def send_plan(child: Child, message: bytes, descriptors: list[int]) -> None:

@@ -1,8 +1,8 @@
 """A container as the supervisor holds it, and its files.
 
 ROOT/containers/ID/state.json is written once, by rename: the commit, with the request that made the container inside.
-ROOT/containers/ID/status.json carries what changes later. Both begin with the status, which a child left alone by a dead
-supervisor reads (`child.container.committed_as_running`).
+ROOT/containers/ID/status.json carries what changes later. Both begin with the status, which a child left alone by a
+dead supervisor reads (`child.container.committed_as_running`).
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Container:
 
 def read_request(directory: str) -> dict[str, object]:
     """Return the request that made the container."""
-    with open(f"{directory}/state.json", "rb") as file:  # noqa: PTH123 -- pathlib stays unloaded
+    with open(f"{directory}/state.json", "rb") as file:
         request = json.load(file)["request"]
     assert isinstance(request, dict)
     return request
@@ -152,13 +152,13 @@ def read_request(directory: str) -> dict[str, object]:
 def load_container(container_id: str, directory: str) -> Container | None:
     """Read a container back from its files; None if it was never committed."""
     try:
-        with open(f"{directory}/state.json", "rb") as file:  # noqa: PTH123
+        with open(f"{directory}/state.json", "rb") as file:
             state = json.load(file)
     except (FileNotFoundError, ValueError):
         return None
     plan = state.pop("request")["plan"]
     try:
-        with open(f"{directory}/status.json", "rb") as file:  # noqa: PTH123
+        with open(f"{directory}/status.json", "rb") as file:
             state.update(json.load(file))
     except FileNotFoundError:
         pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # the C module: `signal` wraps every number in an enum
 import marshal
 import os
 import sys
@@ -88,9 +88,9 @@ class Engine:
         *,
         start: bool,
     ) -> None:
-        """Create a container and, if asked, start it. The same plan under the same id is answered with what is there."""
+        """Create a container and, if asked, start it. The same plan under the same id gets what is there."""
         container_id = _check_plan(plan)
-        message = marshal.dumps(plan, 2)
+        message = marshal.dumps(plan, 2)  # type: ignore[arg-type]  # a TypedDict is a dict
         checksum = zlib.crc32(message)
         existing = self.containers.get(container_id)
         if existing is not None:
@@ -154,7 +154,7 @@ class Engine:
         layout = [present.index(fd) if fd >= 0 else -1 for fd in given]
         # The child sets itself up while this process writes limits and state.
         try:
-            send_plan(child, marshal.dumps((plan, layout), 2), present)
+            send_plan(child, marshal.dumps((plan, layout), 2), present)  # type: ignore[arg-type]  # a TypedDict is a dict
         except BaseException:
             _close_all(readers)
             raise
@@ -283,7 +283,7 @@ class Engine:
         if container.child is not None:
             container.child.read()
             self._on_child(container)
-            if container.child is not None or container.id not in self.containers:
+            if container.status == names.STATUS_CREATING or container.id not in self.containers:
                 # It ended before its program ran: the failure has been reported, or will be by the end of its channel.
                 return
         container.oom_killed = self.cgroups.oom_kills(container.cgroup) > 0

@@ -30,7 +30,7 @@ class Execs:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._own_pids_fd = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:  # noqa: PTH123 -- pathlib stays unloaded
+        with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
             self._last_capability = int(file.read())
         self.running = 0
 
@@ -90,7 +90,7 @@ class Execs:
 class _Exec:
     """One running command."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 -- made in one place
         self,
         owner: Execs,
         pid: int,
@@ -110,8 +110,8 @@ class _Exec:
         self._truncated = False
         self._timed_out = False
         self._ended = False
-        os.set_blocking(output, False)  # noqa: FBT003 -- the standard library's signature
-        os.set_blocking(status, False)  # noqa: FBT003
+        os.set_blocking(output, False)
+        os.set_blocking(status, False)
         self._loop.watch(output, self._on_output)
         self._loop.watch(pidfd, self._on_end)
         self._loop.later(timeout_ms / 1000, self._on_timeout)

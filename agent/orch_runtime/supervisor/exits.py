@@ -28,7 +28,7 @@ class ExitJournal:
                 self._inode = os.fstat(self._fd).st_ino
                 self._offset = 0
             self._read_file(entries)
-            if os.stat(self._path).st_ino == self._inode:  # noqa: PTH116
+            if os.stat(self._path).st_ino == self._inode:
                 return entries
             os.close(self._fd)
             self._fd = -1

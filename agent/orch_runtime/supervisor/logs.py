@@ -1,6 +1,7 @@
 """Container output to files in Docker's json-file format, with rotation.
 
-A line is copied out of the pipe (tee), written to the file, and only then consumed: a supervisor killed at any moment may repeat a line but
+A line is copied out of the pipe (tee), written to the file, and only then consumed: a supervisor killed at any moment
+may repeat a line but
 loses none. An incomplete line stays in the pipe until its end comes, it grows to 16 KiB, or the writer is gone.
 """
 
@@ -81,7 +82,7 @@ def timestamp() -> str:
 
 
 def split_lines(data: bytes, *, at_end: bool) -> tuple[list[bytes], int]:
-    """Return the records in data and how many bytes they take; an unfinished line waits unless it is long or the last."""
+    """Return the records in data and how many bytes they take; an unfinished line waits unless long or last."""
     records: list[bytes] = []
     position = 0
     while position < len(data):
@@ -116,7 +117,7 @@ class LogPump:
             assert isinstance(max_files, int)
             self._file = LogFile(path, max_bytes, max_files)
         for fd in descriptors:
-            os.set_blocking(fd, False)  # noqa: FBT003 -- the standard library's signature
+            os.set_blocking(fd, False)
             loop.watch(fd, self._on_ready(fd), _EDGE_READ)
 
     @property

@@ -46,7 +46,7 @@ class Loop:
         heapq.heappush(self._timers, (time.monotonic() + delay_s, self._counter, callback))
 
     def run(self) -> None:
-        """Serve for ever. When nothing has happened for 2 ms, `on_idle` is called until it says that it has no more to do."""
+        """Serve for ever. When nothing has happened for 2 ms, `on_idle` is called until it has no more to do."""
         idle_work = True
         while True:
             timeout = IDLE_AFTER_S if idle_work else -1.0

@@ -34,7 +34,7 @@ def _listen(root: str, store: fdstore.FdStore) -> socket.socket:
         pass
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(path)
-    os.chmod(path, 0o600)  # noqa: PTH101 -- pathlib stays unloaded
+    os.chmod(path, 0o600)
     listener.listen(128)
     store.put("listen", [listener.fileno()])
     return listener
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
         return 2
     process.prctl(process.PR_SET_DUMPABLE, 0)
     base = f"{root}/stage"
-    os.makedirs(base, 0o700, exist_ok=True)  # noqa: PTH103
+    os.makedirs(base, 0o700, exist_ok=True)
     loop = Loop()
     cgroups = open_backend(options["--cgroup-parent"])
     pool = ChildPool(loop, cgroups, base, int(options.get("--pool", "4")))

@@ -11,7 +11,8 @@ from orch_runtime.supervisor.usage import container_usage
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from orch_runtime.plan import LimitsPlan
-    from orch_runtime.supervisor.engine import Container, Engine
+    from orch_runtime.supervisor.container import Container
+    from orch_runtime.supervisor.engine import Engine
     from orch_runtime.supervisor.execs import Execs
     from orch_runtime.supervisor.server import Connection, Handler, Server
 
@@ -174,7 +175,8 @@ class Operations:
         def one_gone(container_id: str) -> None:
             remaining.discard(container_id)
             if not remaining:
-                self._finish_shutdown(connection, seq, engine.pool.empty(), 0)
+                engine.pool.empty()
+                self._finish_shutdown(connection, seq, 0)
 
         if not remaining:
             one_gone("")
@@ -184,10 +186,10 @@ class Operations:
             except RuntimeFailure:
                 one_gone(container.id)
 
-    def _finish_shutdown(self, connection: Connection, seq: int, groups: list[str], attempt: int) -> None:
+    def _finish_shutdown(self, connection: Connection, seq: int, attempt: int) -> None:
         left = [name for name in self.engine.cgroups.names() if not self.engine.cgroups.remove(name)]
         if left and attempt < 200:
-            self.engine.loop.later(0.01, lambda: self._finish_shutdown(connection, seq, left, attempt + 1))
+            self.engine.loop.later(0.01, lambda: self._finish_shutdown(connection, seq, attempt + 1))
             return
         self.engine.cgroups.remove_parent()
         self._answer(connection, seq, {"left": left})

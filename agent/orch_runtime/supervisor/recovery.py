@@ -19,9 +19,9 @@ from orch_runtime.supervisor.logs import LogPump
 def recover(engine: Engine) -> None:
     """Fill the engine's table, apply exits that happened meanwhile, remove what belongs to no container."""
     folder = f"{engine.root}/containers"
-    os.makedirs(folder, 0o700, exist_ok=True)  # noqa: PTH103 -- pathlib stays unloaded
+    os.makedirs(folder, 0o700, exist_ok=True)
     exits = {(pid, start): (status, when) for pid, start, status, when in engine.journal.read()}
-    for container_id in os.listdir(folder):  # noqa: PTH208
+    for container_id in os.listdir(folder):
         directory = f"{folder}/{container_id}"
         container = load_container(container_id, directory)
         if container is None:
@@ -69,7 +69,7 @@ def _adopt(engine: Engine, container: Container, exits: dict[tuple[int, int], tu
 
 
 def _restore_control(engine: Engine, container: Container) -> None:
-    """Take back the channel of a created container; send the start that its last supervisor may have died before sending."""
+    """Take back the channel of a created container; send a start that may not have been sent."""
     restored = engine.store.restored.pop(f"control:{container.id}", None)
     if restored is None:
         return
@@ -86,7 +86,12 @@ def _restore_control(engine: Engine, container: Container) -> None:
     child.prepared = child.ready = True
     child.on_change = lambda: engine._on_child(container)  # noqa: SLF001
     container.child = child
-    engine.loop.watch(channel.fileno(), lambda _events: (child.read(), engine._on_child(container), None)[-1])  # noqa: SLF001
+
+    def on_ready(_events: int) -> None:
+        child.read()
+        engine._on_child(container)  # noqa: SLF001
+
+    engine.loop.watch(channel.fileno(), on_ready)
 
 
 def _restore_log(engine: Engine, container: Container) -> LogPump | None:
@@ -105,7 +110,7 @@ def _reopen_pipes(container: Container) -> list[int]:
     for number, inode in zip((1, 2), container.pipes, strict=False):
         path = f"/proc/{container.pid}/fd/{number}"
         try:
-            if os.stat(path).st_ino == inode:  # noqa: PTH116
+            if os.stat(path).st_ino == inode:
                 found.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
         except OSError:
             continue
@@ -115,7 +120,7 @@ def _reopen_pipes(container: Container) -> list[int]:
 def parent_of(pid: int) -> int:
     """Return field 4 of /proc/PID/stat."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
+        with open(f"/proc/{pid}/stat", "rb") as file:
             return int(file.read().rpartition(b")")[2].split()[1])
     except (OSError, IndexError):
         return 0
@@ -124,7 +129,7 @@ def parent_of(pid: int) -> int:
 def _zombie_status(pid: int) -> int | None:
     """Return field 52 of /proc/PID/stat, the wait status of a process that ended but was not reaped."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
+        with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
     except OSError:
         return None

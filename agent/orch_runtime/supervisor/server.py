@@ -16,6 +16,7 @@ from orch_runtime.supervisor.engine import log_failure
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from orch_runtime.supervisor.loop import Loop
 
@@ -132,19 +133,10 @@ class Server:
         """Answer one request, now or later."""
         seq = -1
         try:
-            if truncated:
-                raise ProtocolFailure(f"message larger than {names.MAX_MESSAGE_BYTES} bytes")
-            message = json.loads(raw)
-            if not isinstance(message, dict) or not isinstance(message.get("seq"), int):
-                raise ProtocolFailure('a request must be an object with a number "seq"')
+            message = _parse(raw, truncated=truncated)
             seq = message["seq"]
-            handler = self._handlers.get(str(message.get("op")))
-            if handler is None:
-                raise ProtocolFailure(f"unknown operation {message.get('op')!r}")
             given, descriptors = descriptors, []
-            handler(connection, seq, message, raw, given)
-        except ValueError as error:
-            self.fail(connection, seq, ProtocolFailure(f"not JSON: {error}"))
+            self._handlers.get(str(message.get("op")), _unknown)(connection, seq, message, raw, given)
         except Exception as error:
             self.fail(connection, seq, error)
         finally:
@@ -165,3 +157,21 @@ class Server:
         for connection in list(self.connections):
             if connection.subscribed:
                 connection.send(event)
+
+
+def _parse(raw: bytes, *, truncated: bool) -> dict[str, Any]:
+    if truncated:
+        raise ProtocolFailure(f"message larger than {names.MAX_MESSAGE_BYTES} bytes")
+    try:
+        message = json.loads(raw)
+    except ValueError as error:
+        raise ProtocolFailure(f"not JSON: {error}") from error
+    if not isinstance(message, dict) or not isinstance(message.get("seq"), int):
+        raise ProtocolFailure('a request must be an object with a number "seq"')
+    return message
+
+
+def _unknown(_connection: Connection, _seq: int, message: dict[str, object], _raw: bytes, fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+    raise ProtocolFailure(f"unknown operation {message.get('op')!r}")
