@@ -1,7 +1,7 @@
 """Runs a manager: `python -m orch_manager --state-dir DIR --run-dir DIR --node-id ID [--bootstrap FILE]`.
 
-Exit status: 0 stopped as asked; 1 something failed, a restart may help; 2 wrong arguments; 3 the state cannot be used, a restart does
-not help.
+Exit status: 0 stopped as asked; 1 something failed, a restart may help; 2 wrong arguments; 3 the state cannot be
+used, a restart does not help.
 """
 
 from __future__ import annotations

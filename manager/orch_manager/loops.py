@@ -1,8 +1,9 @@
 """The control loops, run on the leader only, and what drives them.
 
-Every loop has one shape (`ControlLoop`): it is told the state once (`reset`), then every change (`observe`), and is asked to `step`. The
-driver steps all loops one after the other, in the order in which data flows (orchestrate, allocate, schedule, tidy), inside one
-transaction: a failed task, its replacement, the replacement's address and its node cost one sync of the log, not four.
+Every loop has one shape (`ControlLoop`): it is told the state once (`reset`), then every change (`observe`), and is
+asked to `step`. The driver steps all loops one after the other, in the order in which data flows (orchestrate,
+allocate, schedule, tidy), inside one transaction: a failed task, its replacement, the replacement's address and its
+node cost one sync of the log, not four.
 
 Nothing a loop keeps is truth: `reset` rebuilds it from the store, and does so whenever a write fails or is repeated.
 """

@@ -137,9 +137,10 @@ class Manager:
             await self._metrics_server.start()
             _log.info("manager serves", node=self._options.node_id, socket=self._options.run_dir / SOCKET_NAME)
             await asyncio.wait((following, fatal, stopping), return_when=asyncio.FIRST_COMPLETED)
-            for task in (fatal, following):
-                if task.done():
-                    task.result()
+            if fatal.done():
+                fatal.result()
+            if following.done():
+                following.result()
         finally:
             await self._metrics_server.stop()
             for session in list(self.hub.sessions.values()):

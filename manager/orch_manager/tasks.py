@@ -28,7 +28,7 @@ _NAMES: Final = {value: name.removeprefix("TASK_STATE_").lower() for name, value
 
 
 def state_name(state: State.ValueType) -> str:
-    """ "running": how a state is called in messages, labels and filters."""
+    """How a state is called in messages, labels and filters: running."""
     return _NAMES.get(state, str(state))
 
 
@@ -84,7 +84,7 @@ def node_takes_tasks(node: Node) -> str:
 
 
 def without_placement(spec: TaskSpec) -> bytes:
-    """What of a task's specification decides whether it must be replaced: all but its placement, in a comparable form."""
+    """What decides whether a task must be replaced: all of its specification but the placement, comparable."""
     bare = TaskSpec()
     bare.CopyFrom(spec)
     bare.ClearField("placement")

@@ -1,6 +1,7 @@
-"""What the control loops read and write through during one step: a transaction's view with the step's own writes on top.
+"""What the control loops read and write through in one step: a transaction with the step's own writes on top.
 
-Several loops touch the same object in one step (a task is made, given addresses, given a node); the log gets its last version only.
+Several loops touch the same object in one step (a task is made, given addresses, given a node); the log gets its last
+version only.
 """
 
 from __future__ import annotations
@@ -52,16 +53,18 @@ class Workspace:
 
     def get(self, kind: type[T], object_id: str) -> T | None:
         """The object with an id."""
-        if object_id in self._removed.get(kind, ()):
+        key: Any = kind
+        if object_id in self._removed.get(key, ()):
             return None
-        table = self._tables.get(kind)
+        table = self._tables.get(key)
         mine: Any = table.objects.get(object_id) if table is not None else None
         return mine if mine is not None else self._transaction.get(kind, object_id)
 
     def find(self, kind: type[T], **keys: object) -> list[T]:
         """The objects that stand under every key."""
         found = self._transaction.find(kind, **keys)
-        table, removed = self._tables.get(kind), self._removed.get(kind, ())
+        key: Any = kind
+        table, removed = self._tables.get(key), self._removed.get(key, ())
         if table is None and not removed:
             return found
         covered = table.objects if table is not None else {}
@@ -80,8 +83,8 @@ class Workspace:
 
     def put(self, item: StoreObject) -> None:
         """Makes or replaces an object. It belongs to the workspace afterwards."""
-        kind = type(item)
-        before = self.get(kind, item.id)
+        kind: Kind = type(item)
+        before: Any = self.get(kind, item.id)
         if before is None:
             self._created.add((kind, item.id))
         self.touched[(kind, item.id)] = None
@@ -103,7 +106,7 @@ class Workspace:
             created = (kind, object_id) in self._created
             if object_id in self._removed.get(kind, ()):
                 if not created:
-                    self._transaction.delete(kind, object_id)  # type: ignore[type-var]  # a Kind is one of the store's classes
+                    self._transaction.delete(kind, object_id)
                 continue
             item = self._tables[kind].objects[object_id]
             if created:

@@ -1,7 +1,10 @@
-"""The allocator's control loop: networks get subnets, services addresses and ports, tasks addresses; tasks go from NEW to PENDING.
+"""The allocator's control loop: subnets for networks, addresses and ports for services, addresses for tasks.
+
+A task that has them goes from NEW to PENDING.
 
 What cannot be had stands as a sentence in the task's message and is tried again when something was given back.
 """
+# ruff: noqa: ARG002 - every loop has the same methods
 
 from __future__ import annotations
 
@@ -120,9 +123,9 @@ class Allocator:
             self._retry_stuck()
             return
         for attachment in task.networks:
-            book = self._books.get(attachment.network_id)
-            for address in attachment.addresses if book is not None else ():
-                self._books[attachment.network_id].claim(f"task {task_id}", address)
+            if attachment.network_id in self._books:
+                for address in attachment.addresses:
+                    self._books[attachment.network_id].claim(f"task {task_id}", address)
         if task.status.state == states.NEW and states.is_wanted(task):
             if task_id not in self._stuck:
                 self._tasks[task_id] = None

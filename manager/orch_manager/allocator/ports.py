@@ -10,7 +10,7 @@ from orch_proto.types_pb2 import PortConfig, PortProtocol, PublishMode
 
 
 def protocol_name(protocol: PortProtocol.ValueType) -> str:
-    """ "tcp"."""
+    """A protocol as people write it: tcp."""
     return PortProtocol.Name(protocol).removeprefix("PORT_PROTOCOL_").lower() if protocol else "tcp"
 
 
@@ -34,7 +34,7 @@ class PortBook:
         return ""
 
     def hold(self, service_id: str, ports: Sequence[PortConfig]) -> None:
-        """Notes what the store says a service has, in the place of what it had. Host-mode ports are the nodes' affair."""
+        """Notes what the store says a service has, instead of what it had. Host-mode ports are the nodes' affair."""
         self.release(service_id)
         keys = [_key(port) for port in ports if port.mode != PublishMode.PUBLISH_MODE_HOST and port.published_port]
         self._held[service_id] = keys
@@ -71,7 +71,7 @@ class PortBook:
                 )
                 if not port.published_port:
                     return [], (
-                        f"no dynamic port is left between {defaults.DYNAMIC_PORT_FIRST} and {defaults.DYNAMIC_PORT_LAST}: "
+                        f"no port is left between {defaults.DYNAMIC_PORT_FIRST} and {defaults.DYNAMIC_PORT_LAST}: "
                         "name a published port"
                     )
             elif port.mode != PublishMode.PUBLISH_MODE_HOST and (owner := self.owner_of(port, service_id)):

@@ -105,7 +105,7 @@ class Objects:
             kind = _KINDS[label]
             transaction.create(kind(id=object_id, spec=spec))
 
-    def _read(self, kind: Any, object_id: str, what: str) -> Any:
+    def _read(self, kind: Kind, object_id: str, what: str) -> StoreObject:
         item = self._store.get(kind, object_id)
         if item is None:
             raise OutOfDate(what, "it was removed meanwhile")
@@ -147,7 +147,9 @@ class Objects:
                 spec = await self._resolved_service(spec, what)
         with told_as(what):
             await self._store.update(
-                lambda transaction: self._write_update(transaction, request, kind, present.id, spec, what),
+                lambda transaction: self._write_update(
+                    transaction, request, transaction.edit(kind, present.id), spec=spec, what=what
+                ),
                 reason=f"update {label_of(kind)}",
             )
         _log.info("updated", kind=label_of(kind), name=name_of(present), id=present.id)
@@ -167,9 +169,8 @@ class Objects:
         return present.previous_spec
 
     def _write_update(
-        self, transaction: Transaction, request: UpdateRequest, kind: Any, object_id: str, spec: Any, what: str
+        self, transaction: Transaction, request: UpdateRequest, item: Any, *, spec: Any, what: str
     ) -> None:
-        item = transaction.edit(kind, object_id)
         if request.version_index and item.meta.version_index != request.version_index:
             raise OutOfDate(what, "it was changed since it was read", "read it again, then repeat the change")
         if isinstance(item, Service):
@@ -289,7 +290,7 @@ def _check_node(node: Node, spec: Any, what: str) -> None:
         spec.desired_role = node.role
 
 
-def _in_use(reader: Reader, item: StoreObject, *, force: bool) -> str:
+def _in_use(reader: Reader, item: StoreObject, *, force: bool) -> str:  # noqa: PLR0911 - one answer a kind
     """Why an object cannot be removed; empty when it can."""
     if isinstance(item, Node):
         if node_is_attached(item):

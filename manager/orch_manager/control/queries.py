@@ -32,7 +32,7 @@ def kind_of(number: ObjectKind.ValueType) -> Kind:
 
 
 def label_of(kind: Kind) -> str:
-    """ "service"."""
+    """A kind as sentences call it: service."""
     return SCHEMA[kind].label
 
 
@@ -159,7 +159,7 @@ def _role(item: StoreObject) -> set[str]:
     return {"manager" if item.role == NodeRole.NODE_ROLE_MANAGER else "worker"}
 
 
-def _matches(reader: Reader, key: str, value: str, item: StoreObject) -> bool:
+def _matches(reader: Reader, key: str, value: str, item: StoreObject) -> bool:  # noqa: PLR0911 - one answer a key
     """One filter value against one object."""
     if key == "id":
         return item.id.startswith(value)
@@ -193,7 +193,8 @@ def _on_node(reader: Reader, task: Task, value: str) -> bool:
 
 
 _KEYS: Final = (
-    "id", "name", "label", "node.label", "stack", "service", "node", "desired-state", "mode", "role", "membership", "driver",
+    "id", "name", "label", "node.label", "stack", "service", "node", "desired-state", "mode", "role",
+    "membership", "driver",
 )  # fmt: skip
 
 

@@ -1,4 +1,5 @@
 """The gRPC side of the control API; see control.proto."""
+# ruff: noqa: N802 - methods bear the names of the contract
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from orch_manager import tasks as states
+from orch_manager.control.events import cluster_events
 from orch_manager.control.objects import Objects
 from orch_manager.control.queries import kind_of, predicate, public, resolve
 from orch_manager.control.stacks.service import Stacks
@@ -20,7 +22,6 @@ from orch_proto.control_pb2_grpc import ControlServicer
 from orch_proto.node_pb2 import LogLines, RelayOutput
 from orch_proto.objects_pb2 import Cluster, Node, NodeState, Service, Stack, Task
 from orch_raft.engine import Suffrage
-from orch_rpc.errors import Unimplemented
 
 _Context = Any
 
@@ -129,9 +130,9 @@ class ControlService(ControlServicer):
 
     async def Events(self, request: control.EventsRequest, context: _Context) -> AsyncIterator[control.ClusterEvent]:
         """Streams sentences about changes."""
-        del request, context
-        raise Unimplemented("cannot stream events", "this version does not keep them", "watch objects, or read the log")
-        yield control.ClusterEvent()  # makes this a generator, as the contract wants
+        del context
+        async for event in cluster_events(self._store, request):
+            yield event
 
     # ---- cluster -------------------------------------------------------------------------------------
 
@@ -193,5 +194,5 @@ class ControlService(ControlServicer):
 
 
 def node_state_name(node: Node) -> str:
-    """ "ready"."""
+    """A node's state as people see it: ready."""
     return NodeState.Name(node.status.state).removeprefix("NODE_STATE_").lower()

@@ -7,13 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any, Final
 
-import grpc.aio
-
 from orch_manager import tasks as states
 from orch_manager.control.queries import resolve
 from orch_manager.relay.broker import Relay, RelayBroker
 from orch_manager.relay.merge import LineMerger
 from orch_manager.store.store import Store
+from orch_manager.streaming import END_OF_STREAM
 from orch_proto.control_pb2 import ExecRequest, LogsRequest, SendToNodeRequest
 from orch_proto.node_pb2 import CallError, LogLine, LogLines, LogsCall, RelayCall, RelayInput, RelayOutput
 from orch_proto.objects_pb2 import Node, Service, Stack, Task
@@ -63,7 +62,7 @@ class Streams:
         return self._store.find(Task, service_id=service.id)
 
     async def logs(self, request: LogsRequest) -> AsyncIterator[LogLines]:
-        """Lines of all the tasks, roughly in order of time; a node that does not answer costs a line, not the stream."""
+        """Lines of all the tasks, roughly in order of time; a silent node costs a line, not the stream."""
         by_node: dict[str, list[str]] = {}
         for task in self._log_tasks(request):
             by_node.setdefault(task.node_id, []).append(task.id)
@@ -129,7 +128,7 @@ class Streams:
     async def exec(self, context: _Context) -> AsyncIterator[RelayOutput]:
         """A command inside a running task, its input and output piped."""
         first = await context.read()
-        if first is grpc.aio.EOF or first.WhichOneof("message") != "start":
+        if first is END_OF_STREAM or first.WhichOneof("message") != "start":
             raise InvalidArgument("cannot run a command", "the first message must be `start`")
         task = self._running_task(first.start.target)
         call = RelayCall(exec=first.start.call)
@@ -148,7 +147,7 @@ class Streams:
     async def send_to_node(self, context: _Context) -> AsyncIterator[RelayOutput]:
         """Image load, import and build: the call, then its data."""
         first = await context.read()
-        if first is grpc.aio.EOF or first.WhichOneof("message") != "start":
+        if first is END_OF_STREAM or first.WhichOneof("message") != "start":
             raise InvalidArgument("cannot send to a node", "the first message must be `start`")
         reference = first.start.node
         node_id = resolve(self._store, Node, reference).id if reference else self._node_id
@@ -171,7 +170,7 @@ class Streams:
         """Passes the caller's frames on; ends the relay with an error when one is not allowed."""
         while True:
             message: ExecRequest | SendToNodeRequest = await context.read()
-            if message is grpc.aio.EOF:
+            if message is END_OF_STREAM:
                 return
             if message.WhichOneof("message") != "input":
                 continue

@@ -1,6 +1,7 @@
-"""Whether specifications make sense by themselves, without a look at the cluster. Every problem is told, not only the first.
+"""Whether specifications make sense by themselves, without a look at the cluster. Every problem is told.
 
-Limits are those of `defaults`; rules are Swarm's (SwarmKit: manager/controlapi/service.go, secret.go, network.go) where it has them.
+Limits are those of `defaults`; rules are Swarm's (SwarmKit: manager/controlapi/service.go, secret.go, network.go)
+where it has them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import ipaddress
 import posixpath
 import re
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from orch_manager.scheduler.constraints import ConstraintSyntaxError, check_preference, parse
 from orch_proto import defaults
@@ -34,6 +35,7 @@ from orch_proto.types_pb2 import (
     UpdateConfig,
 )
 
+_Value = TypeVar("_Value")
 #: Problems as sentences without a full stop.
 Problems = Iterator[str]
 _SERVICE_NAME: Final = re.compile(r"^[a-zA-Z0-9]([-_a-zA-Z0-9]*[a-zA-Z0-9])?$")
@@ -50,7 +52,7 @@ def stack(spec: StackSpec) -> Problems:
             f"'{spec.name}' is no name for a stack: lower-case letters, digits, _ and -, "
             f"at most {defaults.STACK_NAME_LENGTH}, beginning with a letter or digit"
         )
-    parts = (
+    parts: tuple[tuple[str, Any, Any], ...] = (
         ("service", spec.services, service),
         ("network", spec.networks, network),
         ("secret", spec.secrets, secret),
@@ -61,13 +63,13 @@ def stack(spec: StackSpec) -> Problems:
         names = [item.annotations.name for item in items]
         yield from (f"{label} {name} is there twice" for name in _twice(names))
         for item in items:
-            yield from (f"{label} {item.annotations.name}: {problem}" for problem in check(item))  # type: ignore[operator]
+            yield from (f"{label} {item.annotations.name}: {problem}" for problem in check(item))
     yield from _published_twice(spec.services)
     yield from _dependencies(spec)
 
 
-def _twice(values: Iterable[object]) -> list[object]:
-    seen: set[object] = set()
+def _twice(values: Iterable[_Value]) -> list[_Value]:
+    seen: set[_Value] = set()
     return [value for value in values if value in seen or seen.add(value)]  # type: ignore[func-returns-value]
 
 
@@ -115,11 +117,11 @@ def _endpoint(endpoint: EndpointSpec) -> Problems:
         if port.host_ip and not _is_address(port.host_ip):
             yield f"port {port.published_port}: '{port.host_ip}' is no address"
         if endpoint.mode == EndpointMode.ENDPOINT_MODE_DNSRR and port.mode != PublishMode.PUBLISH_MODE_HOST:
-            yield f"port {port.published_port}: endpoint mode dnsrr cannot publish in ingress mode; use mode: host, or vip"
+            yield f"port {port.published_port}: endpoint mode dnsrr cannot publish in ingress mode: use mode host"
     keys = [
         (port.published_port, port.protocol, port.host_ip, port.mode) for port in endpoint.ports if port.published_port
     ]
-    yield from (f"port {key[0]} is published twice" for key in dict.fromkeys(_twice(keys)))  # type: ignore[index]
+    yield from (f"port {key[0]} is published twice" for key in dict.fromkeys(_twice(keys)))
     if endpoint.proxy_protocol:
         yield "the PROXY protocol is not supported yet"
 
@@ -193,8 +195,8 @@ def _health(health: HealthConfig) -> Problems:
         yield f"healthcheck test {health.test[0]} lacks its command"
     for field in ("interval_ms", "timeout_ms", "start_interval_ms"):
         value = getattr(health, field)
-        if health.HasField(field) and value != 0 and value < defaults.HEALTH_MIN_MS:  # type: ignore[arg-type]
-            yield f"healthcheck {field.removesuffix('_ms')} is {value} ms: at least {defaults.HEALTH_MIN_MS} ms are possible"
+        if health.HasField(field) and 0 != value < defaults.HEALTH_MIN_MS:
+            yield f"healthcheck {field.removesuffix('_ms')} is {value} ms, less than {defaults.HEALTH_MIN_MS} ms"
     if health.start_period_ms < 0:
         yield "healthcheck start_period cannot be negative"
 

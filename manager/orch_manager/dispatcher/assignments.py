@@ -143,7 +143,7 @@ class NodeAssignments:
         brought, taken = [], []
         for key in [*touched, *self._dirty_objects]:
             kind, object_id = key
-            item = self._reader.get(kind, object_id)  # type: ignore[type-var]  # a Key holds one of the store's classes
+            item = self._reader.get(kind, object_id)
             if self._users[key] > 0 and item is not None:
                 version = item.meta.version_index
                 if self._objects.get(key) != version:

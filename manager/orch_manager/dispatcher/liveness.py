@@ -1,4 +1,4 @@
-"""Who is still there: a node whose heartbeats stay away for too long is DOWN. Nothing of a heartbeat touches the store."""
+"""Who is still there: a node whose heartbeats stay away is DOWN. Nothing of a heartbeat touches the store."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
 """Serves `Dispatcher.Attach`: reads what an agent says, writes what it must know."""
+# ruff: noqa: N802 - methods bear the names of the contract
 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any, Final
 
 import grpc.aio
@@ -12,9 +14,9 @@ from orch_manager.dispatcher.assignments import in_messages
 from orch_manager.dispatcher.hub import Hub
 from orch_manager.dispatcher.session import Session, ended_error
 from orch_manager.faults import told_as
+from orch_manager.streaming import END_OF_STREAM
 from orch_proto import defaults
 from orch_proto.dispatcher_pb2 import (
-    AgentMessage,
     HeartbeatAck,
     ManagerMessage,
     SessionOpened,
@@ -81,7 +83,7 @@ class _Stream:
         node_id = self._session.node_id
         while True:
             message = await self._context.read()
-            if message is grpc.aio.EOF:
+            if message is END_OF_STREAM:
                 return
             self._hub.heard(node_id)
             kind = message.WhichOneof("message")
@@ -111,7 +113,7 @@ class _Stream:
             updates = [update for batch in batches for update in batch.updates]
             with told_as("cannot write the node's statuses"):
                 dropped = await store.update(
-                    lambda transaction, new=updates: statuses.apply(transaction, node_id, new, store.term),
+                    partial(statuses.apply, node_id=node_id, updates=updates, term=store.term),
                     reason="task statuses",
                 )
             if dropped:
@@ -156,7 +158,7 @@ class DispatcherService(DispatcherServicer):
         self._hub = hub
         self._version = version
 
-    async def Attach(self, request_iterator: Any, context: _Context) -> None:
+    async def Attach(self, request_iterator: Any, context: _Context) -> None:  # type: ignore[override]  # grpc.aio serves coroutines too
         """One agent's stream; see dispatcher.proto."""
         del request_iterator  # read through the context, so that reading and writing can be cancelled apart
         try:
@@ -164,7 +166,7 @@ class DispatcherService(DispatcherServicer):
                 first = await context.read()
         except TimeoutError as error:
             raise InvalidArgument("cannot attach", f"nothing was said in {_OPEN_TIMEOUT_S:g} s") from error
-        if first is grpc.aio.EOF or first.WhichOneof("message") != "open":
+        if first is END_OF_STREAM or first.WhichOneof("message") != "open":
             raise InvalidArgument("cannot attach", "the first message must be `open`", "use an agent of this version")
         opening = first.open
         with told_as(f"cannot attach node {opening.node_id}"):

@@ -1,4 +1,5 @@
 """The node keeper: tasks of a node that stays away for a day are ORPHANED, so that what they held is given back."""
+# ruff: noqa: ARG002 - every loop has the same methods
 
 from __future__ import annotations
 

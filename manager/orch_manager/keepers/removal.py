@@ -1,7 +1,10 @@
-"""Removal: a service goes when its last task is gone, a stack's networks, secrets and configs after its services, its name last of all."""
+"""Removal: a service goes after its last task, a stack's other objects after its services, its name last of all."""
+# ruff: noqa: ARG002 - every loop has the same methods
 
 from __future__ import annotations
 
+from orch_manager import tasks as states
+from orch_manager.control.stacks.deploy import SUPERSEDED_LABEL
 from orch_manager.store.schema import Kind, StoreObject
 from orch_manager.store.tables import Reader
 from orch_manager.workspace import Workspace
@@ -40,6 +43,7 @@ class Removal:
                     self._dirty = True
                     return None
                 workspace.delete(Service, service.id)
+        self._drop_superseded(workspace)
         users = _networks_in_use(workspace)
         for network in workspace.all(Network):
             if network.pending_delete and network.id not in users and workspace.may_touch(Network, network.id):
@@ -49,8 +53,21 @@ class Removal:
                 self._remove_rest(workspace, stack)
         return None
 
+    def _drop_superseded(self, workspace: Workspace) -> None:
+        """Deletes replaced secrets and configs that no task and no specification, present or previous, names."""
+        for kind in (Secret, Config):
+            old: list[Secret | Config] = [
+                item for item in workspace.all(kind) if SUPERSEDED_LABEL in item.spec.annotations.labels
+            ]
+            if not old:
+                continue
+            users = _contents_in_use(workspace)
+            for item in old:
+                if item.id not in users and workspace.may_touch(kind, item.id):
+                    workspace.delete(kind, item.id)
+
     def _remove_rest(self, workspace: Workspace, stack: Stack) -> None:
-        """Networks, secrets and configs of the stack, then the stack. Volumes hold people's data: they stay, without an owner."""
+        """Networks, secrets and configs of the stack, then the stack. Volumes hold people's data: they stay."""
         users = _networks_in_use(workspace)
         kept = False
         for kind in (Network, Secret, Config):
@@ -68,6 +85,17 @@ class Removal:
             workspace.put(freed)
         if not kept and workspace.has_room():
             workspace.delete(Stack, stack.id)
+
+
+def _contents_in_use(workspace: Workspace) -> set[str]:
+    """Ids of the secrets and configs that something may still need."""
+    containers = [service.spec.task.container for service in workspace.all(Service)]
+    containers += [service.previous_spec.task.container for service in workspace.all(Service)]
+    containers += [task.spec.container for task in workspace.all(Task) if not states.has_ended(task)]
+    return {
+        *(secret.secret_id for container in containers for secret in container.secrets),
+        *(config.config_id for container in containers for config in container.configs),
+    }
 
 
 def _networks_in_use(workspace: Workspace) -> set[str]:

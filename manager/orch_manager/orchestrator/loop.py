@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from orch_manager import tasks as states
 from orch_manager.orchestrator import slots, updating
@@ -26,8 +26,8 @@ class _Nodes(Mapping[str, Node]):
             raise KeyError(node_id)
         return node
 
-    def __iter__(self):  # type: ignore[no-untyped-def]  # required by the base, never used
-        return iter(node.id for node in self._workspace.all(Node))
+    def __iter__(self) -> Iterator[str]:
+        return iter([node.id for node in self._workspace.all(Node)])
 
     def __len__(self) -> int:
         return len(self._workspace.all(Node))
@@ -116,7 +116,7 @@ class Orchestrator:
         self._carry_out(workspace, service, decisions)
 
     def _carry_out(self, workspace: Workspace, service: Service, decisions: Decisions) -> bool:
-        """Writes the decisions; False when the step had no room for all of them, so that the service is looked at again."""
+        """Writes the decisions; False when the step had no room for all of them: the rest comes in the next."""
         if decisions.wake_ms is not None:
             self._wake_ms[service.id] = min(decisions.wake_ms, self._wake_ms.get(service.id, decisions.wake_ms))
         for position, action in enumerate(decisions.actions):
@@ -151,7 +151,7 @@ class Orchestrator:
 
 
 def _matters(old: Task | None, new: Task | None) -> bool:
-    """True when a change of a task can change a decision: it came, went, began to run, stopped, or is wanted otherwise."""
+    """True when a change of a task can change a decision: it came, went, ran, stopped, or is wanted otherwise."""
     if old is None or new is None:
         return True
     if old.desired_state != new.desired_state:

@@ -1,7 +1,8 @@
 """Whether a task that ended is replaced, and when. Pure.
 
-Swarm's policy (SwarmKit: manager/orchestrator/restart/restart.go), and a back-off for crash loops: the first failures in a row are
-replaced after the policy's delay, from then on the delay doubles up to a ceiling; a run of ten minutes starts the count anew.
+Swarm's policy (SwarmKit: manager/orchestrator/restart/restart.go), and a back-off for crash loops: the first failures
+in a row are replaced after the policy's delay, from then on the delay doubles up to a ceiling; a run of ten minutes
+starts the count anew.
 """
 
 from __future__ import annotations

@@ -176,7 +176,8 @@ def _replacement(slots: Slots, slot: int, task: Task, why: str) -> tuple[Create 
     if not verdict.restart:
         return None, f"not restarted: {verdict.reason}"
     if why:
-        # Moved, not failed: neither the delay nor the back-off applies. It waits for the old one unless that one's node is down.
+        # Moved, not failed: neither the delay nor the back-off applies. It waits for the old one unless that one's
+        # node is down.
         stopped = states.is_stopped(task) or not states.node_is_up(situation.nodes.get(task.node_id))
         desired = states.RUNNING if stopped else states.READY
         return Create(slot, f"replaces a task: {why}", desired), why
@@ -258,7 +259,7 @@ def _match_count(slots: Slots, decisions: Decisions) -> None:
 
 
 def _remove_slots(slots: Slots, decisions: Decisions, occupied: set[int], surplus: int) -> None:
-    """Gives up whole slots: what does not run first, then from the nodes with most tasks of the service, then the highest."""
+    """Gives up whole slots: what does not run, then from the nodes with most of its tasks, then the highest."""
     per_node: Counter[str] = Counter()
     best: dict[int, Task] = {}
     for slot in occupied:

@@ -1,7 +1,8 @@
 """Which slots of a service change to its new version next, and what becomes of an update that goes wrong. Pure.
 
-Level-triggered: everything is read off the tasks and the service's update status, so that a new leader goes on where the old one was.
-Semantics are Swarm's (SwarmKit: manager/orchestrator/update/updater.go) and a deadline: a slot that does not run in time has failed.
+Level-triggered: everything is read off the tasks and the service's update status, so that a new leader goes on where
+the old one was. Semantics are Swarm's (SwarmKit: manager/orchestrator/update/updater.go) and a deadline: a slot that
+does not run in time has failed.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def _measure(slots: Slots, config: UpdateConfig, decisions: Decisions) -> _Progr
 
 
 def decide(situation: Situation) -> tuple[Decisions, SetUpdateState | None]:
-    """What the update of a service needs done now; a change of its status is to be written before anything else is decided."""
+    """What the update of a service needs done now; a change of its status is written before anything else."""
     slots, decisions = Slots(situation), Decisions()
     status = situation.service.update_status
     config = config_in_force(situation)

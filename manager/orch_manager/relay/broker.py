@@ -1,4 +1,5 @@
 """Brings together those who want a stream to a node and the streams that agents open."""
+# ruff: noqa: N802 - methods bear the names of the contract
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Any, Final, TypeVar
 import grpc.aio
 
 from orch_manager.dispatcher.hub import Hub
+from orch_manager.streaming import END_OF_STREAM
 from orch_proto import defaults
 from orch_proto.dispatcher_pb2 import ManagerMessage, RelayDirective, RelayDown
 from orch_proto.dispatcher_pb2_grpc import RelayServicer
@@ -133,7 +135,7 @@ class RelayBroker(RelayServicer):
             relay.done.set()
             self._relays.pop(relay.relay_id, None)
 
-    async def Open(self, request_iterator: Any, context: _Context) -> None:
+    async def Open(self, request_iterator: Any, context: _Context) -> None:  # type: ignore[override]  # grpc.aio serves coroutines too
         """The stream that an agent opened; see dispatcher.proto."""
         del request_iterator  # read through the context
         try:
@@ -141,7 +143,7 @@ class RelayBroker(RelayServicer):
                 first = await context.read()
         except TimeoutError as error:
             raise InvalidArgument("cannot open a relay", "nothing was said in time") from error
-        if first is grpc.aio.EOF or first.WhichOneof("message") != "hello":
+        if first is END_OF_STREAM or first.WhichOneof("message") != "hello":
             raise InvalidArgument("cannot open a relay", "the first message must be `hello`")
         relay = self._relays.get(first.hello.relay_id)
         if relay is None or relay.node_id != first.hello.node_id or relay.opened.is_set():
@@ -172,7 +174,7 @@ class RelayBroker(RelayServicer):
     async def _pump_up(relay: Relay, context: _Context) -> None:
         while True:
             message = await context.read()
-            if message is grpc.aio.EOF:
+            if message is END_OF_STREAM:
                 return
             if message.WhichOneof("message") == "output":
                 await relay.take_up(message.output)

@@ -1,4 +1,4 @@
-"""Merges log lines of several nodes by their time, within a window: nothing waits for a node that is silent. Pure but for the clock."""
+"""Merges log lines of several nodes by their time, within a window: nothing waits for a node that is silent."""
 
 from __future__ import annotations
 

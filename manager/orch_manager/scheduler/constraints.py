@@ -1,7 +1,7 @@
 """Placement constraints: `node.labels.zone == eu-1`.
 
-Semantics are Swarm's (SwarmKit: manager/constraint/constraint.go): only == and !=, values compare without case, all must hold;
-a label that a node lacks is the empty string, so != holds for it.
+Semantics are Swarm's (SwarmKit: manager/constraint/constraint.go): only == and !=, values compare without case, all
+must hold; a label that a node lacks is the empty string, so != holds for it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _address_in(address: str, wanted: str) -> bool:
         return False
 
 
-def _value_of(node: Node, key: str) -> str:
+def _value_of(node: Node, key: str) -> str:  # noqa: PLR0911 - one answer a key
     description = node.description
     if key.startswith("node.labels."):
         return node.spec.annotations.labels.get(key.removeprefix("node.labels."), "")

@@ -1,4 +1,4 @@
-"""The filters a node must pass, in Swarm's order (SwarmKit: manager/scheduler/filter.go). Each refuses with a reason, never with False."""
+"""The filters a node must pass, each refusing with a reason; in Swarm's order (SwarmKit: scheduler/filter.go)."""
 
 from __future__ import annotations
 

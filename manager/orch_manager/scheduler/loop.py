@@ -1,4 +1,5 @@
 """The scheduler's control loop: PENDING tasks get a node, or a message that says why none suits."""
+# ruff: noqa: ARG002 - every loop has the same methods
 
 from __future__ import annotations
 

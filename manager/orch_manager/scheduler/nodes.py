@@ -1,4 +1,4 @@
-"""What the scheduler knows of each node: room left, tasks by service, ports taken, recent failures. Rebuilt from the store at any time."""
+"""What the scheduler knows of each node: room left, tasks by service, ports taken, recent failures."""
 
 from __future__ import annotations
 

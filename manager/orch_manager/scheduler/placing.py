@@ -1,8 +1,8 @@
 """The decision itself, pure: tasks and nodes in, placements and reasons out.
 
-Tasks of one service version are placed as a group: nodes are filtered once, then each task goes to the best node of a heap. Ranking is
-Swarm's: faulty nodes last, then fewest tasks of the service, then fewest tasks in all; a preference spreads over its branches first
-(SwarmKit: manager/scheduler/scheduler.go, decision_tree.go).
+Tasks of one service version are placed as a group: nodes are filtered once, then each task goes to the best node of a
+heap. Ranking is Swarm's: faulty nodes last, then fewest tasks of the service, then fewest tasks in all; a preference
+spreads over its branches first (SwarmKit: manager/scheduler/scheduler.go, decision_tree.go).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Deploying a stack: validated, resolved and compared first, then written in one transaction. A plan stops before that."""
+"""Deploying a stack: validated, resolved, compared, then written in one transaction. A plan stops before that."""

@@ -58,11 +58,11 @@ def _differences(prefix: str, old: Message, new: Message) -> Iterator[tuple[str,
             yield path, _word(field, before), _word(field, after)
 
 
-def _is_map(field: FieldDescriptor) -> bool:
+def _is_map(field: Any) -> bool:
     return bool(field.is_repeated and field.message_type is not None and field.message_type.GetOptions().map_entry)
 
 
-def _word(field: FieldDescriptor, value: Any) -> object:
+def _word(field: Any, value: Any) -> object:
     if field.type == FieldDescriptor.TYPE_ENUM and field.enum_type is not None:
         return field.enum_type.values_by_number[value].name.lower()
     return value

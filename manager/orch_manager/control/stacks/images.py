@@ -1,4 +1,4 @@
-"""Which image a reference names, asked of the nodes: a deploy runs what was there when it was made, on every node alike."""
+"""Which image a reference names, asked of the nodes: a deploy runs what was there when it was made, everywhere."""
 
 from __future__ import annotations
 
