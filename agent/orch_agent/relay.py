@@ -141,9 +141,10 @@ class RelayServer:
                     ended += 1
                 else:
                     await _say(stream, calls.RelayOutput(log_lines=chunk))
+            # Said first: cancelling a read that waits ends the whole call.
+            await _say(stream, calls.RelayOutput(result=calls.RelayResult()))
             for task in (*readers, watcher):
                 task.cancel()
-        await _say(stream, calls.RelayOutput(result=calls.RelayResult()))
 
     async def _read_log(
         self, task_id: str, options: calls.LogsOptions, queue: asyncio.Queue[calls.LogLines | None]
