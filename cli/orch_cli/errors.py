@@ -3,7 +3,8 @@
 CliError          anything that ends a command with a message in three parts and an exit status
 └── UsageError    the command line itself is wrong: status 125 for an unknown flag, as docker's, else 1
 
-Errors of a manager arrive as ``orch_rpc.errors.OrchError``, of a stack file as ``compose.report.ComposeError``; ``main`` prints them all alike.
+Errors of a manager arrive as ``orch_rpc.errors.OrchError``, of a stack file as ``compose.report.ComposeError``;
+``main`` prints them all alike.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 from orch_cli.errors import EXIT_ERROR, EXIT_UNKNOWN_FLAG, CliError, UsageError, format_error
 
@@ -21,20 +22,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     try:
-        return run(list(sys.argv[1:] if argv is None else argv))
+        return _finish(resolve(list(sys.argv[1:] if argv is None else argv)))
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone: nothing left to say, and nothing to flush at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
-    except CliError as error:
-        _debug()
-        print(format_error(error.what, error.why, error.todo), file=sys.stderr)
-        return error.status
     except Exception as error:
-        _debug()
-        return _report(error)
+        return report(error)
 
 
 def _debug() -> None:
@@ -45,8 +41,12 @@ def _debug() -> None:
         traceback.print_exc()
 
 
-def _report(error: Exception) -> int:
-    """Prints an error that is not the command line's own."""
+def report(error: Exception) -> int:
+    """Prints an error in three parts; returns the exit status that it calls for."""
+    _debug()
+    if isinstance(error, CliError):
+        print(format_error(error.what, error.why, error.todo), file=sys.stderr)
+        return error.status
     from orch_cli.compose.report import ComposeError
 
     if isinstance(error, ComposeError):
@@ -73,8 +73,11 @@ def _report(error: Exception) -> int:
     return EXIT_ERROR
 
 
-def run(arguments: list[str]) -> int:
-    """Finds and runs the command.
+def resolve(arguments: list[str]) -> int | Coroutine[Any, Any, int]:
+    """Finds the command and begins it.
+
+    Returns:
+        The exit status, or a coroutine that gives it.
 
     Raises:
         CliError: what people are to read.
@@ -92,7 +95,7 @@ def run(arguments: list[str]) -> int:
     shortcut = verbs.SHORTCUTS.get(noun)
     if shortcut is not None:
         command, parsed = verbs.parse(shortcut.noun, shortcut.verb, rest[1:], host)
-        return _finish(command.run(parsed))
+        return command.run(parsed)
     if noun not in verbs.NOUNS:
         raise _unknown(rest[0], [*verbs.NOUNS, *verbs.SHORTCUTS, "playground"], "orch")
     if len(rest) < 2 or rest[1] in ("-h", "--help", "help"):
@@ -102,19 +105,15 @@ def run(arguments: list[str]) -> int:
     if verb not in verbs.NOUNS[noun].verbs:
         raise _unknown(rest[1], list(verbs.NOUNS[noun].verbs), f"orch {noun}")
     command, parsed = verbs.parse(noun, verb, rest[2:], host)
-    return _finish(command.run(parsed))
+    return command.run(parsed)
 
 
-def _finish(result: object) -> int:
+def _finish(result: int | Coroutine[Any, Any, int]) -> int:
     if isinstance(result, int):
         return result
     import asyncio
-    from collections.abc import Coroutine
 
-    assert isinstance(result, Coroutine)
-    status = asyncio.run(result)
-    assert isinstance(status, int)
-    return status
+    return asyncio.run(result)
 
 
 def _unknown(word: str, known: list[str], where: str) -> UsageError:

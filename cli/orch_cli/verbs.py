@@ -197,16 +197,9 @@ def parse(noun: str, verb: str, arguments: Sequence[str], host: str) -> tuple[Ve
     command = find_verb(noun, verb)
     parser = Parser(prog=f"orch {noun} {verb}", description=NOUNS[noun].verbs[verb], allow_abbrev=False)
     command.configure(parser)
-    namespace = (
-        parser.parse_intermixed_args(list(arguments)) if _intermixable(parser) else parser.parse_args(list(arguments))
-    )
+    namespace = parser.parse_intermixed_args(list(arguments))
     namespace.host = host
     return command, namespace
-
-
-def _intermixable(parser: argparse.ArgumentParser) -> bool:
-    """Flags may stand between names, except where the rest of the line belongs to somebody else."""
-    return not any(action.nargs in (argparse.REMAINDER, argparse.PARSER) for action in parser._actions)
 
 
 def print_help(noun: str | None = None) -> None:

@@ -93,7 +93,7 @@ def parse_pairs(values: Sequence[str], what: str) -> dict[str, str]:
 
 
 async def for_each(references: Sequence[str], work: Callable[[str], Awaitable[None]]) -> int:
-    """Does the same to several objects: all are tried, failures are told as they come; the exit status says if there was one."""
+    """Does the same to several objects: all are tried, failures told as they come; the status says if one was."""
     from orch_rpc.errors import OrchError
 
     status = EXIT_OK

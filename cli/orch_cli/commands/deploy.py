@@ -104,7 +104,7 @@ async def run_deploy(arguments: argparse.Namespace) -> int:
         _print_changes(stack.spec.name, answer)
         if arguments.detach:
             return EXIT_OK
-        return await _wait(stub, stack, answer, arguments, timeout_s, started)
+        return await _wait(stub, stack, answer, arguments, timeout_s=timeout_s, started=started)
 
 
 def _request(stack: LoadedStack, arguments: argparse.Namespace) -> ApplyStackRequest:
@@ -191,6 +191,7 @@ async def _wait(
     stack: LoadedStack,
     answer: ApplyStackResponse,
     arguments: argparse.Namespace,
+    *,
     timeout_s: float,
     started: float,
 ) -> int:
@@ -202,7 +203,13 @@ async def _wait(
     names = frozenset(service.annotations.name for service in stack.spec.services)
     progress = make_progress("quiet" if arguments.quiet else arguments.progress, name, sys.stderr)
     outcome = await wait_converged(
-        stub, name, [stack_filter(answer.stack_id, name)], names, progress, timeout_s, started
+        stub,
+        name,
+        [stack_filter(answer.stack_id, name)],
+        names=names,
+        progress=progress,
+        timeout_s=timeout_s,
+        started=started,
     )
     if outcome.detached:
         print(f"\nno longer waiting; the deploy goes on: `orch stack ps {name}` shows it", file=sys.stderr)
@@ -270,7 +277,9 @@ async def _print_last_lines(stub: ControlAsyncStub, task_id: str, name: str) -> 
     try:
         with calling(f"read the output of {name}"):
             async for answer in stub.Logs(request, timeout=5):
-                lines.extend(line.line.decode("utf-8", "replace").rstrip("\n") for line in answer.lines)
+                lines.extend(
+                    line.line.decode("utf-8", "replace").rstrip("\n") for line in answer.lines if line.stream != "orch"
+                )
     except OrchError as error:
         print(f"(the output of {name} cannot be shown: {error})", file=sys.stderr)
         return

@@ -258,7 +258,7 @@ async def _run_build(arguments: argparse.Namespace) -> int:
     for tag in arguments.tag:
         if problem := check_reference(tag):
             raise UsageError(f"{tag!r} is no name of an image", problem, "write --tag name:tag")
-    context = os.path.abspath(arguments.path)
+    context = os.path.abspath(arguments.path)  # noqa: ASYNC240 - nothing else runs yet
     build = Build(
         service="",
         image=arguments.tag[0],

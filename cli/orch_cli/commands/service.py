@@ -134,7 +134,9 @@ async def _wait(stub: ControlAsyncStub, services: list[Service], timeout_s: floa
     names = frozenset(service.spec.annotations.name for service in services)
     filters = [Filter(key="service", values=[*(service.id for service in services), *names])]
     progress = make_progress("auto", "", sys.stderr)
-    outcome = await wait_converged(stub, ", ".join(sorted(names)), filters, names, progress, timeout_s, started)
+    outcome = await wait_converged(
+        stub, ", ".join(sorted(names)), filters, names=names, progress=progress, timeout_s=timeout_s, started=started
+    )
     if outcome.detached:
         note("\nno longer waiting; the change goes on: `orch service ls` shows it")
         return EXIT_OK

@@ -28,7 +28,7 @@ def add_file_options(parser: argparse.ArgumentParser) -> None:
         "words",
         nargs="*",
         metavar="FILE|STACK",
-        help="the stack file (else -c, else stack.yml or compose.yaml here); with -c: the stack's name, as docker has it",
+        help="the stack file (else stack.yml or compose.yaml here); with -c: the stack's name, as docker has it",
     )
     parser.add_argument(
         "-c",

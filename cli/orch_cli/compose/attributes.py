@@ -1,7 +1,7 @@
-"""The one table of Compose attributes: which orch carries, which it notes, which it does not do yet, which it never will.
+"""The one table of Compose attributes: what orch carries, notes, does not do yet, or never will.
 
-The checker refuses or warns by this table, the merge of several files follows it, and the support matrix in ``docs/compose.md`` is
-generated from it. Sources: the Compose Specification's schema, docker/cli's stack loader.
+The checker refuses or warns by this table, the merge of several files follows it, and the support matrix in
+``docs/compose.md`` is generated from it. Sources: the Compose Specification's schema, docker/cli's stack loader.
 """
 
 from __future__ import annotations
@@ -335,7 +335,7 @@ SERVICE: Final[Table] = {
     "memswap_limit": yes(note="memory plus swap; -1: unlimited"),
     "models": never("models are not part of orch"),
     "network_mode": yes(
-        note="bridge and default are the stack's default network; host, none, service:, container: are not supported yet"
+        note="bridge and default: the stack's default network; host, none, service:, container:: not supported yet"
     ),
     "networks": yes(Shape.LIST | Shape.NAMED, children=SERVICE_NETWORK),
     "oom_kill_disable": warn("does not exist in cgroup v2"),

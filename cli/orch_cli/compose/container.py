@@ -215,7 +215,9 @@ def _environment(service: View, project: Project) -> list[str]:
     return [f"{name}={result[name]}" for name in sorted(result)]
 
 
-def _env_file(entry: View | ScalarNode | object, path: str, service: View, project: Project) -> dict[str, str | None]:
+def _env_file(  # noqa: PLR0911 - each way in which a file cannot be used ends here
+    entry: View | ScalarNode | object, path: str, service: View, project: Project
+) -> dict[str, str | None]:
     required, raw = True, False
     mark: Mark
     if isinstance(entry, View):

@@ -1,9 +1,3 @@
-"""Env files: Compose's dialect (quotes, comments, variables) and Docker's raw one.
-
-The difference matters for files that come from ``docker stack``: there quotes and comments are part of the value; ``format: raw`` keeps
-that meaning.
-"""
-
 from __future__ import annotations
 
 import re
@@ -110,7 +104,7 @@ def _read_value(text: str, position: int, line_number: int) -> tuple[_Value, int
 
 
 def parse_raw_env_file(text: str, outside: Mapping[str, str]) -> dict[str, str | None]:
-    """Reads Docker's raw dialect: everything behind ``=`` is the value; an empty value takes the client's when it has one."""
+    """Reads Docker's raw dialect: all behind ``=`` is the value; an empty one takes the client's where there is one."""
     result: dict[str, str | None] = {}
     for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
         stripped = line.lstrip()

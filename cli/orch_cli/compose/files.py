@@ -64,16 +64,16 @@ def read_mounts(service: View, project: Project) -> list[Mount]:
             else _long(View(node, path, project.report), project)
         )
         if mount is not None:
-            _add(mounts, mount, node, path, seen, project)
+            _add(mounts, mount, node, path, seen=seen, project=project)
     for node, path in service.items("tmpfs"):
         if isinstance(node, ScalarNode):
             mount = _tmpfs(node, path, project)
             if mount is not None:
-                _add(mounts, mount, node, path, seen, project)
+                _add(mounts, mount, node, path, seen=seen, project=project)
     return mounts
 
 
-def _add(mounts: list[Mount], mount: Mount, node: Node, path: str, seen: dict[str, str], project: Project) -> None:
+def _add(mounts: list[Mount], mount: Mount, node: Node, path: str, *, seen: dict[str, str], project: Project) -> None:
     target = posixpath.normpath(mount.target)
     if not mount.target.startswith("/") or target in ("/", "//"):
         project.report.error(

@@ -1,9 +1,3 @@
-"""Variables in a stack file: ``$NAME``, ``${NAME}``, ``${NAME:-default}`` and the rest of Compose's forms.
-
-Values are replaced, keys never; it happens after YAML is read and before files are merged, in every part of a file. Nesting works
-(``${A:-${B:-c}}``); ``$$`` is a dollar sign; a dollar sign before anything that is no name stays as it is.
-"""
-
 from __future__ import annotations
 
 import re
@@ -51,7 +45,7 @@ def substitute(text: str, variables: Variables) -> str:
 
 
 def _expand(text: str, start: int, variables: Variables, depth: int, *, nested: bool) -> tuple[str, int]:
-    """Expands from ``start`` to the end, or to the ``}`` that closes a nested part; returns the text and where it stopped."""
+    """Expands up to the end, or to the ``}`` that closes a nested part; returns the text and where it stopped."""
     if depth > MAX_NESTING:
         raise InterpolationError("variables are nested too deeply", f"more than {MAX_NESTING} levels")
     parts: list[str] = []
@@ -131,7 +125,7 @@ def _braced(text: str, start: int, variables: Variables, depth: int) -> tuple[st
 
 
 def interpolate(node: Node, values: Mapping[str, str], path: str, report: Report, warned: set[str]) -> Node:
-    """``node`` with every value's variables replaced; names without a value are reported once each (``warned`` remembers them)."""
+    """``node`` with all variables replaced; names without a value are reported once (``warned`` remembers them)."""
     if isinstance(node, ScalarNode):
         return _interpolate_scalar(node, values, path, report, warned)
     if isinstance(node, ListNode):

@@ -47,7 +47,7 @@ def _merge_table(base: MapNode, later: MapNode, table: Table | None) -> MapNode:
     return MapNode(entries, base.mark, marks)
 
 
-def _merge_value(base: Node, later: Node, attribute: Attribute, key: str) -> Node:
+def _merge_value(base: Node, later: Node, attribute: Attribute, key: str) -> Node:  # noqa: PLR0911 - one return per rule
     if later.tag == OVERRIDE or attribute.merge is Merge.REPLACE or is_null(base):
         return later
     if attribute.merge is Merge.BY_TARGET:

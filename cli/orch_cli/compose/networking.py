@@ -132,9 +132,10 @@ def read_endpoint(service: View, deploy: View, project: Project) -> EndpointSpec
 
 
 def _short(node: ScalarNode, path: str, project: Project) -> list[PortConfig]:
+    if isinstance(node.value, bool | float):
+        project.report.error(node.mark, path, f"{node.text} is no port", "a port is a whole number or text", "quote it")
+        return []
     try:
-        if isinstance(node.value, bool | float):
-            raise ValueError("a port is a number or text")
         ports = parse_ports(node.text if isinstance(node.value, str) else str(node.value))
     except ValueError as error:
         project.report.error(

@@ -1,5 +1,3 @@
-"""The tree that a stack file is read into: values that know the file and line they stand at."""
-
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -22,8 +20,8 @@ class Mark(NamedTuple):
 class ScalarNode:
     """One value.
 
-    ``value`` is the value by YAML 1.2's rules, ``text`` what stands in the file (so that ``1.10`` can be read as text). ``empty_variables``
-    names the variables that were replaced by nothing, for messages.
+    ``value`` is the value by YAML 1.2's rules, ``text`` what stands in the file (so that ``1.10`` can be read as text).
+    ``empty_variables`` names the variables that were replaced by nothing, for messages.
     """
 
     value: str | int | float | bool | None
@@ -92,7 +90,7 @@ def scalars_of(node: Node) -> Iterator[ScalarNode]:
 
 
 def to_plain(node: Node) -> object:
-    """The node as ordinary Python values; a number that is written in another way (``1.10``, ``0440``) stays as it is written."""
+    """The node as Python values; a number in another notation (``1.10``, ``0440``) stays as it is written."""
     if isinstance(node, ScalarNode):
         number = isinstance(node.value, int | float) and not isinstance(node.value, bool)
         return node.text if number and str(node.value) != node.text else node.value

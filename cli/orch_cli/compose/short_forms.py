@@ -1,8 +1,3 @@
-"""The short forms of ports, volumes, tmpfs and host entries.
-
-Each parser takes the text and returns values, or raises ``ValueError`` with a reason for people; nothing here knows about files.
-"""
-
 from __future__ import annotations
 
 import ipaddress

@@ -29,7 +29,7 @@ MAX_INT64: Final = 2**63 - 1
 
 
 def parse_duration_ms(text: str) -> int:
-    """A duration such as ``1m30s``, ``500ms``, ``1.5s``, ``1d`` in milliseconds; less than one millisecond counts as one, zero as zero."""
+    """A duration such as ``1m30s``, ``1.5s``, ``1d`` in milliseconds; less than one counts as one, zero as zero."""
     if text == "0":
         return 0
     if text.startswith("-"):
@@ -80,7 +80,7 @@ def parse_nano_cpus(text: str) -> int:
 
 
 def split_command(text: str) -> list[str]:
-    """A command as text into words, by POSIX shell's quoting; ``#``, ``|`` and ``>`` are plain words as there is no shell."""
+    """A command into words, by POSIX shell's quoting; ``#``, ``|`` and ``>`` are plain, as there is no shell."""
     lexer = shlex.shlex(text, posix=True, punctuation_chars=False)
     lexer.whitespace_split = True
     lexer.commenters = ""

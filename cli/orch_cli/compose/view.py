@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Final, TypeVar
+from typing import Final
 
 from orch_cli.compose.nodes import ListNode, MapNode, Mark, Node, ScalarNode, describe, is_null
 from orch_cli.compose.report import Report, nearest
 from orch_cli.compose.units import MAX_INT64, parse_duration_ms, parse_nano_cpus, parse_size_bytes
 
-_T = TypeVar("_T")
 _TRUE_WORDS: Final = frozenset({"true", "yes", "on", "y", "1"})
 _FALSE_WORDS: Final = frozenset({"false", "no", "off", "n", "0"})
 _INTEGER = re.compile(r"[-+]?[0-9]+")
@@ -48,7 +47,7 @@ class View:
 
     def where(self, key: str) -> str:
         """The path of ``key``."""
-        return f"{self.path}.{key}" if self.path else key
+        return f"{self.path}.{key}" if self.path and key else self.path or key
 
     def mark(self, key: str) -> Mark:
         """The place of ``key``."""
@@ -203,9 +202,10 @@ class View:
         node = self.scalar(key)
         if node is None:
             return None
+        if isinstance(node.value, bool):
+            self.error(key, what, f"this is {describe(node)}")
+            return None
         try:
-            if isinstance(node.value, bool):
-                raise ValueError(f"this is {describe(node)}")
             value = parse(node.text)
         except ValueError as error:
             self.error(key, f"{what}, {node.text!r} is none", str(error))

@@ -1,11 +1,6 @@
-"""YAML text into nodes with places, by YAML 1.2's rules for scalars.
-
-PyYAML's composer (the C one where it exists) does the syntax; the meaning of scalars, mappings and aliases is decided here, because
-PyYAML follows YAML 1.1: ``22:22`` would be a number in base 60, ``no`` a truth value, and the last of two equal keys would win in silence.
-"""
-
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -68,7 +63,7 @@ class _Composer(_Base):
         """Path resolvers are not used."""
 
 
-def resolve_scalar(text: str) -> str | int | float | bool | None:
+def resolve_scalar(text: str) -> str | int | float | bool | None:  # noqa: PLR0911 - one return per kind of scalar
     """The value of a plain scalar: YAML 1.2's core schema, and octal as ``0440`` too, as Docker reads it."""
     if text in _NULL:
         return None
@@ -169,10 +164,10 @@ class _Builder:
         text = node.value
         if node.tag == _PLAIN:
             value = resolve_scalar(text)
-            if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+            if isinstance(value, float) and not math.isfinite(value):
                 self._report.error(mark, path, f"{text} is no usable number", "no attribute takes an infinite value")
             return ScalarNode(value, text, mark)
-        if node.tag == _QUOTED or node.tag == "!" or node.tag == _CORE + "str":
+        if node.tag in (_QUOTED, "!", _CORE + "str"):
             return ScalarNode(text, text, mark)
         if tag:
             return ScalarNode(resolve_scalar(text) if node.style is None else text, text, mark, tag)

@@ -1,4 +1,4 @@
-"""A build context as a tar: the same folder gives the same bytes, whoever packs it and in whatever order the disk lists it."""
+"""A build context as a tar: the same folder gives the same bytes, in whatever order the disk lists it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,3 @@
-"""How far a stack has come: a pure function of its services and tasks.
-
-A service has converged when as many tasks as it wants are RUNNING with its current specification, no older task is still wanted, and no
-update is under way (SwarmKit's definition, ``design/task_model.md``).
-"""
-
 from __future__ import annotations
 
 import enum
@@ -53,7 +47,7 @@ class ServiceProgress:
 
 
 def is_current(task: Task, service: Service) -> bool:
-    """Whether a task runs what its service wants now. A change of replicas, labels or placement alone makes no task outdated."""
+    """Whether a task runs what its service wants; a change of replicas, labels or placement outdates no task."""
     if task.spec_version == service.spec_version:
         return True
     mine, wanted = TaskSpec(), TaskSpec()
@@ -135,9 +129,8 @@ def _worst(service: Service, live: list[Task], ended: list[Task]) -> tuple[str, 
     if task.status.health.state == HealthState.HEALTH_STATE_UNHEALTHY:
         why = f"unhealthy: {task.status.health.last_output.strip() or why}"
     elif task.status.state == TaskState.TASK_STATE_STARTING and task.status.health.failing_streak:
-        why = f"the health check failed {task.status.health.failing_streak} times: {task.status.health.last_output.strip()}".rstrip(
-            ": "
-        )
+        output = task.status.health.last_output.strip()
+        why = f"the health check failed {task.status.health.failing_streak} times" + (f": {output}" if output else "")
     return f"{_short_name(task)}: {why}", ""
 
 

@@ -60,19 +60,21 @@ class PlainProgress:
     def __init__(self, stack: str, stream: TextIO) -> None:
         self._prefix = f"{stack}_"
         self._stream = stream
-        self._shown: dict[str, tuple[int, int, str]] = {}
+        self._shown: dict[str, tuple[int, int, int, str]] = {}
 
     def update(self, services: Sequence[ServiceProgress], elapsed_s: float) -> None:
         """Prints the services that changed."""
         for service in services:
-            state = (service.running, service.wanted, _word(service))
+            word = _word(service)
+            state = (service.running, service.wanted, service.restarts, word)
             if self._shown.get(service.name) != state:
                 self._shown[service.name] = state
                 stamp = time.strftime("%H:%M:%S")
                 name = service.name.removeprefix(self._prefix)
                 line = f"{stamp} {name} {service.running}/{service.wanted} running"
-                word = "" if state[2] == "running" else f", {state[2]}"
-                print(f"{line}{word} ({format_elapsed(elapsed_s)})", file=self._stream, flush=True)
+                restarts = f", restarted {service.restarts} times" if service.restarts else ""
+                line += "" if word == "running" else f", {word}"
+                print(f"{line}{restarts} ({format_elapsed(elapsed_s)})", file=self._stream, flush=True)
 
     def close(self) -> None:
         """Nothing."""

@@ -33,7 +33,7 @@ class Outcome:
 
 
 def judge(services: Sequence[ServiceProgress]) -> int | None:
-    """The exit status that a state of all services calls for; None: go on. Services that only wait for a node are judged by time."""
+    """The exit status that a state calls for; None: go on. What only waits for a node is judged by time."""
     verdicts = {service.verdict for service in services}
     if verdicts <= {Verdict.CONVERGED}:
         return EXIT_OK
@@ -56,6 +56,7 @@ async def wait_converged(
     stub: ControlAsyncStub,
     name: str,
     filters: Sequence[Filter],
+    *,
     names: frozenset[str],
     progress: Progress,
     timeout_s: float,
@@ -77,7 +78,9 @@ async def wait_converged(
     loop = asyncio.get_running_loop()
     with suppress(NotImplementedError, RuntimeError):
         loop.add_signal_handler(signal.SIGINT, interrupted.set)
-    watcher = asyncio.create_task(_watch(stub, state, filters, names, progress, started, started + timeout_s))
+    watcher = asyncio.create_task(
+        _watch(stub, state, filters, names=names, progress=progress, started=started, deadline=started + timeout_s)
+    )
     leaver = asyncio.create_task(interrupted.wait())
     try:
         await asyncio.wait({watcher, leaver}, return_when=asyncio.FIRST_COMPLETED)
@@ -102,6 +105,7 @@ async def _watch(
     stub: ControlAsyncStub,
     state: StackState,
     filters: Sequence[Filter],
+    *,
     names: frozenset[str],
     progress: Progress,
     started: float,

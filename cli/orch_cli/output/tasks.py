@@ -79,6 +79,7 @@ def task_rows(
     previous = ""
     for task in ordered:
         name = task_name(task)
+        since = format_ago(task.status.timestamp_unix_ms, now_ms)
         error = task_reason(task)
         shown = error if no_trunc else cut(error, ERROR_LENGTH)
         rows.append(
@@ -88,7 +89,7 @@ def task_rows(
                 "Image": task.spec.container.image,
                 "Node": nodes.get(task.node_id, task.node_id) if resolve else short_id(task.node_id, full=no_trunc),
                 "DesiredState": state_word(task.desired_state).capitalize(),
-                "CurrentState": f"{state_word(task.status.state).capitalize()} {format_ago(task.status.timestamp_unix_ms, now_ms)}".rstrip(),
+                "CurrentState": f"{state_word(task.status.state).capitalize()} {since}".rstrip(),
                 "Error": f'"{shown}"' if shown else "",
                 "Ports": ", ".join(
                     f"{port.host_ip or '*'}:{port.published_port}->{port.target_port}/{protocol_word(port.protocol)}"
