@@ -21,7 +21,7 @@ services:
     init: true
     ports: ["{port}:8080"]
     healthcheck:
-      test: ["CMD", "nc", "-z", "127.0.0.1", "8080"]
+      test: ["CMD", "wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8080/"]
       interval: 200ms
     deploy:
       replicas: {replicas}
@@ -235,7 +235,6 @@ volumes:
     clean.orch("stack", "rm", "vol")
     names = clean.orch("volume", "ls", "-q").stdout.split()
     assert names == ["vol_kept"]
-    clean.orch("volume", "rm", "vol_kept")
 
 
 def test_secrets_and_configs_are_files_of_their_tasks_alone(clean: Playground) -> None:

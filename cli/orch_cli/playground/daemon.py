@@ -57,19 +57,25 @@ def start(node: NodePlace, *, show_metrics: bool) -> ProcessId:
     return identity
 
 
+def last_words(node: NodePlace) -> list[str]:
+    """The ends of the logs of the node's processes: they go with the node's folders."""
+    lines = []
+    for path in [node.log_file, *sorted(node.run_dir.glob("*/*.log"))]:
+        if path.exists():
+            with path.open(encoding="utf-8", errors="replace") as file:
+                lines += [f"{path.name}: {line.rstrip()}" for line in deque(file, _SHOWN_LOG_LINES)]
+    return lines
+
+
 def _did_not_start(node: NodePlace, why: str) -> FailedPrecondition:
-    with node.log_file.open(encoding="utf-8", errors="replace") as file:
-        last = " | ".join(line.rstrip() for line in deque(file, _SHOWN_LOG_LINES))
-    return FailedPrecondition(
-        f"cannot start {node.hostname}", why, f"mend what its log names: {last}" if last else "its log is empty"
-    )
+    return FailedPrecondition(f"cannot start {node.hostname}", why, "mend what the end of its log names, above")
 
 
 async def wait_for_answer(node: NodePlace, identity: ProcessId) -> None:
     """Waits until the daemon answers on its socket.
 
     Raises:
-        FailedPrecondition: it ended, or did not answer in time; the message holds the end of its log.
+        FailedPrecondition: it ended, or did not answer in time.
     """
     deadline = time.monotonic() + _ANSWER_LIMIT_S
     while True:

@@ -50,6 +50,8 @@ def up(layout: Layout, *, show_metrics: bool) -> None:
             layout.scrape_file.write_text(scrape_configuration(layout), encoding="utf-8")
     except BaseException as error:
         print(f"playground: removing what was made, as it did not start: {type(error).__name__}", file=sys.stderr)
+        for line in chain.from_iterable(daemon.last_words(node) for node in layout.nodes):
+            print(f"  {line}", file=sys.stderr)
         down(layout.name)
         raise
 

@@ -52,7 +52,7 @@ def identify(pid: int) -> ProcessId | None:
 
 def all_pids() -> Iterator[int]:
     """Every process that this one can see."""
-    for name in os.listdir("/proc"):  # noqa: PTH208 - thousands of names, once per poll
+    for name in os.listdir("/proc"):
         if name.isdecimal():
             yield int(name)
 
@@ -66,7 +66,7 @@ def in_network_namespace(namespace: Path) -> list[ProcessId]:
     found = []
     for pid in all_pids():
         try:
-            has = os.stat(f"/proc/{pid}/ns/net")  # noqa: PTH116 - a magic link, followed once
+            has = os.stat(f"/proc/{pid}/ns/net")
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
         if (has.st_dev, has.st_ino) == (wanted.st_dev, wanted.st_ino):

@@ -97,7 +97,7 @@ def _left_nodes(name: str) -> int:
     numbers = [1]
     for root in (layout.run_root, layout.state_root):
         if root.is_dir():
-            names = [entry.removeprefix("node-") for entry in os.listdir(root) if entry.startswith("node-")]  # noqa: PTH208 - names, not paths
+            names = [entry.removeprefix("node-") for entry in os.listdir(root) if entry.startswith("node-")]
             numbers += [int(text) for text in names if text.isdecimal()]
     return max(numbers)
 
