@@ -24,7 +24,7 @@ class IgnoreRules:
         self.has_exceptions = any(keep for _, keep in self._rules)
 
     def ignores(self, path: str) -> bool:
-        """Whether ``path`` (relative, with slashes) stays out: it or a folder above matches, and nothing takes it back."""
+        """Whether ``path`` (relative, with slashes) stays out: it or a folder above matches, nothing takes it back."""
         parts = path.split("/")
         prefixes = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
         ignored = False
