@@ -25,6 +25,8 @@ from orch_runtime.protocol import STATUS_EXITED, ContainerState
 
 RUN_TIMEOUT_S = 3600.0
 """The longest a command may take; compilations take minutes."""
+CONTAINER_PREFIX = "build-"
+"""Containers of builds, told from those of tasks by their ids."""
 LINE_BYTES_MAX = 16 * 1024
 """A longer line of output is cut in pieces, as docker's logs do."""
 _RECONNECT_S = 10.0
@@ -47,7 +49,7 @@ class RuntimeStepRunner:
             BuildError: the runtime is away, the command could not be started, or it took too long.
         """
         deadline = time.monotonic() + self._timeout_s
-        container_id = f"build-{secrets.token_hex(8)}"
+        container_id = CONTAINER_PREFIX + secrets.token_hex(8)
         read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
         try:
             with RuntimeClient(self._socket_path) as client, open(os.devnull, "rb") as null:  # noqa: PTH123 - no path
@@ -65,6 +67,18 @@ class RuntimeStepRunner:
             os.close(read_fd)
             self._forget(container_id)
             _remove_mount_targets(command)
+
+    def sweep(self) -> tuple[str, ...]:
+        """Kill and forget what killed builds left running; returns the ids. Called when no build runs, at the start.
+
+        Raises:
+            RuntimeFailure: the runtime is away.
+        """
+        with RuntimeClient(self._socket_path) as client:
+            left = tuple(state.id for state in client.list() if state.id.startswith(CONTAINER_PREFIX))
+            for container_id in left:
+                client.delete(container_id, force=True)
+        return left
 
     @staticmethod
     def _follow(descriptor: int, output: Output, deadline: float) -> bool:
@@ -144,21 +158,26 @@ def _exit_code(state: ContainerState) -> int:
 
 
 def _remove_mount_targets(command: StepCommand) -> None:
-    """Take what mounting made out of the layer: it is empty, and the layers below do not have it."""
+    """Take what mounting made out of the layer: empty files and folders, and folders copied up to hold them."""
     below = MergedTree(command.lower_dirs)
     for path in _mount_targets():
         try:
-            if below.lookup(path, follow=False) is not None:
-                continue
+            known = below.lookup(path, follow=False)
         except PathProblem:
             continue
         target = Path(command.upper_dir + path)
         with contextlib.suppress(OSError):  # not there, or no longer empty: then it is the command's own
             status = target.lstat()
             if stat.S_ISDIR(status.st_mode):
-                target.rmdir()
-            elif stat.S_ISREG(status.st_mode) and status.st_size == 0:
+                # A folder that is below as well was only copied up to hold a target, if it is still the same.
+                if known is None or _same_folder(status, known.status):
+                    target.rmdir()
+            elif known is None and stat.S_ISREG(status.st_mode) and status.st_size == 0:
                 target.unlink()
+
+
+def _same_folder(one: os.stat_result, other: os.stat_result) -> bool:
+    return (one.st_mode, one.st_uid, one.st_gid) == (other.st_mode, other.st_uid, other.st_gid)
 
 
 def _mount_targets() -> Iterator[str]:
