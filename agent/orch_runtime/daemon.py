@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -80,7 +81,10 @@ def ensure_keeper(
         return
     os.makedirs(root, 0o700, exist_ok=True)
     log_path = f"{root}/keeper.log"
-    _daemonise(keeper_argv(root, cgroup_parent, wards=wards, pool_size=pool_size), log_path)
+    command = keeper_argv(root, cgroup_parent, wards=wards, pool_size=pool_size)
+    # By a process of its own: forking the caller is not safe, as gRPC's threads may hold locks at that moment.
+    launcher = [sys.executable, "-I", "-m", "orch_runtime.daemon", log_path, *command]
+    subprocess.run(launcher, check=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
     deadline = time.monotonic() + timeout_s
     while not answers(root):
         if time.monotonic() > deadline:
@@ -88,3 +92,7 @@ def ensure_keeper(
                 f"the runtime did not answer within {timeout_s:g} s of starting its keeper: see {log_path}"
             )
         time.sleep(0.005)
+
+
+if __name__ == "__main__":
+    _daemonise(sys.argv[2:], sys.argv[1])
