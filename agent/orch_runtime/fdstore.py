@@ -2,8 +2,10 @@
 
 Messages are JSON, one per packet. Ward to keeper: {"op":"put","name":N} with one or more descriptors (SCM_RIGHTS) and
 {"op":"drop","name":N}. Keeper to ward, at its start: {"name":N} with its descriptors for each stored name, then
-{"end":true}. Names belong to the ward; a second put of a name replaces the first. The runtime's supervisor has three more:
-keeper to ward {"op":"exits"} (the exit journal grew), ward to keeper {"op":"consumed","offset":BYTES} and {"op":"shutdown"}.
+{"end":true}. Names belong to the ward; a second put of a name replaces the first.
+
+The runtime's supervisor has three more: keeper to ward {"op":"exits"} (the exit journal grew), ward to keeper
+{"op":"consumed","offset":BYTES} and {"op":"shutdown"}.
 """
 
 from __future__ import annotations

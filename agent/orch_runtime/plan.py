@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 
 @dataclass(frozen=True)
 class OverlayRootfs:
-    """A root file system of read-only layers (`lower`, top first) below a writable `upper`; `work` is overlayfs' own."""
+    """A root file system of read-only layers (`lower`, top first) below a writable `upper`; `work` is for overlayfs."""
 
     lower: tuple[str, ...]
     upper: str

@@ -96,7 +96,7 @@ def set_rlimits(rlimits: list[list[int]], warnings: list[str]) -> None:
             clamped = ceiling if soft < 0 or soft > ceiling else soft
             resource.setrlimit(number, (clamped, ceiling))
             warnings.append(
-                f"resource limit {number}: {soft}:{hard} lowered to {clamped}:{ceiling}: this node lacks CAP_SYS_RESOURCE"
+                f"resource limit {number}: {soft}:{hard} lowered to {clamped}:{ceiling}: CAP_SYS_RESOURCE is missing"
             )
 
 

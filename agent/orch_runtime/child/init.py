@@ -1,7 +1,7 @@
 """A reaping pid 1 (`init: true`).
 
-It starts the program, passes signals on, collects orphans and ends with the program's code. It is a fork of the supervisor
-that was never exec'd: about 0.4 MB of its own, instead of an interpreter.
+It starts the program, passes signals on, collects orphans and ends with the program's code. It is a fork of the
+supervisor that was never exec'd: about 0.4 MB of its own, instead of an interpreter.
 """
 
 from __future__ import annotations

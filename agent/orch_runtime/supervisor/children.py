@@ -56,6 +56,9 @@ class Child:
                 message = self.channel.recv(8192, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
+            except ConnectionResetError:
+                # It ended without reading all we sent. The kernel tells that once, before what it had to say.
+                continue
             except OSError:
                 message = b""
             kind = message[:1]
