@@ -12,7 +12,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orch_network import limits, slots
 from orch_network.errors import KernelError
@@ -24,6 +24,7 @@ from orch_network.kernel.nftables import Batch, Nftables
 from orch_network.kernel.nftexpr import PROTOCOL_UDP
 from orch_network.protocol import Network, PublishedPort, Service
 from orch_network.rules import (
+    ANSWER_MARK,
     ROUTER_BACKENDS,
     ROUTER_HAIRPIN,
     ROUTER_PUBLISHED,
@@ -38,6 +39,8 @@ from orch_network.tables import change_elements, install, repair_elements, repai
 
 Owners = tuple[bytes | None, ...]
 _FIRST_TASK_INDEX = 1000
+_ANSWER_RULE, _ANSWER_TABLE = 100, 100
+"""The routing rule for answers to outside clients, and its table, which knows the uplink alone."""
 _FADING_S = 10.0
 """How long the kernel may take to remove the links of a namespace that was let go."""
 
@@ -407,6 +410,7 @@ class Router:
         found += self._repair_stale_links(links)
         found += self._repair_addresses(links)
         found += self._repair_routes(links)
+        found += self._repair_rule()
         found += self._repair_neighbours(links)
         return found
 
@@ -445,9 +449,9 @@ class Router:
         return found
 
     def _repair_routes(self, links: dict[str, rt.Link]) -> list[tuple[str, str]]:
-        wanted = {(route.destination, route.prefix_length): route for route in self._wanted_routes(links)}
+        wanted = {_route_key(route): route for route in self._wanted_routes(links)}
         read = (rt.read_route(body) for body in self._link.dump(rt.list_routes()))
-        present = {(route.destination, route.prefix_length): route for route in read if route is not None}
+        present = {_route_key(route): route for route in read if route is not None}
         missing = [route for key, route in wanted.items() if present.get(key) != route]
         stale = [route for key, route in present.items() if key not in wanted]
         self._link.execute([rt.delete_route(route) for route in stale])
@@ -460,10 +464,18 @@ class Router:
         routes = [rt.Route(self.subnet.network, self.subnet.prefix_length, kind=rt.RTN_UNREACHABLE)]
         uplink = links.get(limits.ROUTER_UPLINK)
         if uplink is not None:
-            routes.append(rt.Route(b"\0\0\0\0", 0, uplink.index, self.uplink.node_address))
+            outward = rt.Route(b"\0\0\0\0", 0, uplink.index, self.uplink.node_address)
+            routes += [outward, replace(outward, table=_ANSWER_TABLE)]
         indexes = {link.index for link in links.values()}
         routes += [rt.Route(link.address, 32, link.index) for link in self.tasks.values() if link.index in indexes]
         return routes
+
+    def _repair_rule(self) -> list[tuple[str, str]]:
+        priorities = {rt.read_rule_priority(body) for body in self._link.dump(rt.list_rules())}
+        if _ANSWER_RULE in priorities:
+            return []
+        self._link.execute([rt.add_rule(_ANSWER_RULE, _ANSWER_TABLE, mark=ANSWER_MARK)])
+        return [("router-rule", f"routing rule {_ANSWER_RULE} was missing")]
 
     def _repair_neighbours(self, links: dict[str, rt.Link]) -> list[tuple[str, str]]:
         indexes = {link.index for link in links.values()}
@@ -483,6 +495,10 @@ class Router:
             ("router-neighbour", f"neighbour {format_address(neighbour.address)} was missing or differed")
             for neighbour in missing
         ]
+
+
+def _route_key(route: rt.Route) -> tuple[bytes, int, int]:
+    return route.destination, route.prefix_length, route.table
 
 
 def _slot_elements(prefix: bytes, owners: Owners) -> dict[bytes, bytes]:

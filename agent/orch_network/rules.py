@@ -24,6 +24,7 @@ from orch_network.kernel.nftables import (
     HOOK_PREROUTING,
     PRIORITY_DSTNAT,
     PRIORITY_FILTER,
+    PRIORITY_MANGLE,
     PRIORITY_SRCNAT,
     TYPE_INET_PROTO,
     TYPE_INET_SERVICE,
@@ -35,6 +36,9 @@ from orch_network.kernel.nftables import (
 )
 
 R0, R1, R2, R3 = x.REG[:4]
+
+ANSWER_MARK = 1
+"""The packet mark, inside routers only, of answers to outside clients; a routing rule sends them to the uplink."""
 
 NODE_PUBLISHED = ElementSet("published", (TYPE_INET_PROTO, TYPE_INET_SERVICE), (TYPE_IPV4_ADDR,))
 NODE_PUBLISHED_AT = ElementSet("published_at", (TYPE_IPV4_ADDR, TYPE_INET_PROTO, TYPE_INET_SERVICE), (TYPE_IPV4_ADDR,))
@@ -140,6 +144,19 @@ def router_ruleset(subnet: Subnet, gateway: bytes, uplink_address: bytes, *, int
     return Ruleset(
         chains=(
             (
+                Chain("answers", "filter", HOOK_PREROUTING, PRIORITY_MANGLE),
+                (
+                    # An outside client's address may lie in the subnet: what answers it must leave by the uplink.
+                    _rule(
+                        x.original_destination(R0),
+                        x.equals(R0, uplink_address),
+                        x.is_answer(R0),
+                        x.immediate(R0, ANSWER_MARK.to_bytes(4, sys.byteorder)),
+                        x.set_mark(R0),
+                    ),
+                ),
+            ),
+            (
                 _nat("prerouting", HOOK_PREROUTING, PRIORITY_DSTNAT),
                 (
                     _rule(
@@ -169,14 +186,6 @@ def router_ruleset(subnet: Subnet, gateway: bytes, uplink_address: bytes, *, int
                         x.source_address(R0),
                         x.destination_address(R1),
                         x.member(ROUTER_HAIRPIN.name, R0),
-                        x.immediate(R2, gateway),
-                        x.source_nat(R2),
-                    ),
-                    # An outside client whose address happens to lie in the subnet: answers would not leave the router.
-                    _rule(
-                        x.original_destination(R0),
-                        x.equals(R0, uplink_address),
-                        *from_subnet,
                         x.immediate(R2, gateway),
                         x.source_nat(R2),
                     ),

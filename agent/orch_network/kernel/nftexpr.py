@@ -85,6 +85,16 @@ def original_destination(register: int) -> bytes:
     return _expression("ct", _u32(2, 20), _u32(1, register), attribute(3, b"\0"))
 
 
+def is_answer(register: int) -> bytes:
+    """Go on only for packets in the answering direction of their flow: ``ct direction reply``."""
+    return _expression("ct", _u32(2, 1), _u32(1, register)) + equals(register, b"\1")
+
+
+def set_mark(register: int) -> bytes:
+    """``meta mark set`` from a register."""
+    return _expression("meta", _u32(2, 3), _u32(3, register))
+
+
 def local_destination(register: int) -> bytes:
     """Go on only if the destination is an address of this namespace: ``fib daddr type local``."""
     load = _expression("fib", _u32(3, 2), _u32(2, 3), _u32(1, register))

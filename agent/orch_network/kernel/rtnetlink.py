@@ -44,7 +44,7 @@ RTPROT_ORCH = 111
 """Our mark on routes (a number that linux/rtnetlink.h leaves free), so that reconciliation touches no one else's."""
 NDA_DST, NDA_LLADDR = 1, 2
 NUD_PERMANENT = 0x80
-FRA_SRC, FRA_PRIORITY, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE = 2, 6, 14, 15
+FRA_SRC, FRA_PRIORITY, FRA_FWMARK, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE = 2, 6, 10, 14, 15
 FR_ACT_TO_TBL = 1
 
 _IFINFO = struct.Struct("=BxHiII")
@@ -180,11 +180,12 @@ def delete_neighbour(neighbour: Neighbour) -> Request:
     return Request(f"delete neighbour {dotted(neighbour.address)}", RTM_DELNEIGH, 0, body, _GONE)
 
 
-def add_rule(priority: int, table: int, source: bytes = b"", *, only_specific: bool = False) -> Request:
-    """A routing rule: look into ``table`` (for packets from ``source``), ``only_specific``: not its default route."""
+def add_rule(priority: int, table: int, source: bytes = b"", *, mark: int = 0, only_specific: bool = False) -> Request:
+    """A routing rule: look into ``table`` (if from ``source``, if marked); ``only_specific``: not its default route."""
     body = _ROUTE.pack(AF_INET, 0, 32 if source else 0, 0, 0, 0, 0, FR_ACT_TO_TBL, 0)
     body += attribute(FRA_PRIORITY, _U32.pack(priority)) + attribute(FRA_TABLE, _U32.pack(table))
     body += attribute(FRA_SRC, source) if source else b""
+    body += attribute(FRA_FWMARK, _U32.pack(mark)) if mark else b""
     body += attribute(FRA_SUPPRESS_PREFIXLEN, _U32.pack(0)) if only_specific else b""
     return Request(f"add routing rule {priority}", RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, body, _THERE)
 
