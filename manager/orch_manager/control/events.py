@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from orch_manager import tasks as states
-from orch_manager.control.queries import NAMESPACE_LABEL, labels_of, name_of, predicate
+from orch_manager.control.queries import labels_of, name_of, predicate
 from orch_manager.faults import told_as
+from orch_manager.labels import NAMESPACE_LABEL
 from orch_manager.store.changes import Action, Event
 from orch_manager.store.schema import SCHEMA
 from orch_manager.store.store import Store

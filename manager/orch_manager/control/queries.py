@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from orch_manager import tasks as states
+from orch_manager.labels import NAMESPACE_LABEL
 from orch_manager.store.schema import SCHEMA, Kind, StoreObject, copy_of, kind_of_number
 from orch_manager.store.tables import Reader
 from orch_proto.control_pb2 import Filter
@@ -14,7 +15,6 @@ from orch_proto.specs_pb2 import NodeRole
 from orch_proto.types_pb2 import ObjectKind
 from orch_rpc.errors import InvalidArgument, NotFound
 
-NAMESPACE_LABEL: Final = "com.docker.stack.namespace"
 #: How to look for each kind.
 _LISTING: Final = {"task": "orch ps", "stack": "orch stack ls", "cluster": "orch cluster info"}
 

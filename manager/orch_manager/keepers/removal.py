@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from orch_manager import tasks as states
-from orch_manager.control.stacks.deploy import SUPERSEDED_LABEL
+from orch_manager.labels import SUPERSEDED_LABEL
 from orch_manager.store.schema import Kind, StoreObject
 from orch_manager.store.tables import Reader
 from orch_manager.workspace import Workspace
@@ -16,16 +18,23 @@ class Removal:
 
     def __init__(self) -> None:
         self._dirty = False
+        #: True while a replaced secret or config waits for its last user to go.
+        self._superseded = False
 
     def reset(self, reader: Reader) -> None:
         """There may be something half removed."""
         self._dirty = True
+        self._superseded = True
 
     def observe(self, kind: Kind, object_id: str, old: StoreObject | None, new: StoreObject | None) -> None:
         """Wakes when something goes, or is to go."""
         if isinstance(new, (Service, Stack, Network)):
             self._dirty = self._dirty or new.pending_delete
         elif new is None and kind in (Task, Service):
+            self._dirty = True
+        elif isinstance(new, (Secret, Config)):
+            self._superseded = self._superseded or SUPERSEDED_LABEL in new.spec.annotations.labels
+        if self._superseded and (isinstance(new, Service) or (isinstance(new, Task) and states.has_ended(new))):
             self._dirty = True
 
     def has_work(self) -> bool:
@@ -55,16 +64,19 @@ class Removal:
 
     def _drop_superseded(self, workspace: Workspace) -> None:
         """Deletes replaced secrets and configs that no task and no specification, present or previous, names."""
+        left = False
         for kind in (Secret, Config):
-            old: list[Secret | Config] = [
-                item for item in workspace.all(kind) if SUPERSEDED_LABEL in item.spec.annotations.labels
-            ]
+            items: list[Any] = workspace.all(kind)
+            old = [item for item in items if SUPERSEDED_LABEL in item.spec.annotations.labels]
             if not old:
                 continue
             users = _contents_in_use(workspace)
             for item in old:
-                if item.id not in users and workspace.may_touch(kind, item.id):
+                if item.id in users or not workspace.may_touch(kind, item.id):
+                    left = True
+                else:
                     workspace.delete(kind, item.id)
+        self._superseded = left
 
     def _remove_rest(self, workspace: Workspace, stack: Stack) -> None:
         """Networks, secrets and configs of the stack, then the stack. Volumes hold people's data: they stay."""

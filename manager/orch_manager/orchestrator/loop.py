@@ -195,8 +195,9 @@ def _write_update_state(workspace: Workspace, service: Service, change: updating
         # People scale while an update runs: the count is theirs, not the old version's.
         edited.spec.mode.CopyFrom(replicas)
         edited.previous_spec.CopyFrom(failed_spec)
+        # Slots that the update has not reached run this version still: they stay.
+        edited.spec_version = current.previous_spec_version
         edited.previous_spec_version = current.spec_version
-        edited.spec_version = current.spec_version + 1
         status.started_at_unix_ms = workspace.now_ms
         status.completed_at_unix_ms = 0
     status.state = change.state

@@ -59,9 +59,9 @@ def _deadline_ms(config: UpdateConfig) -> int:
     )
 
 
-def _failed_in_update(task: Task, config: UpdateConfig) -> bool:
-    """True when a task of the new version failed before it had run for the monitored time."""
-    if not states.failed(task):
+def _failed_in_update(task: Task, config: UpdateConfig, started_ms: int) -> bool:
+    """True when a task of the new version failed, since the update began, before it had run for the monitored time."""
+    if not states.failed(task) or task.status.timestamp_unix_ms < started_ms:
         return False
     started = task.status.container.started_at_unix_ms
     return not started or task.status.timestamp_unix_ms - started <= _monitor_ms(config)
@@ -90,7 +90,7 @@ def _measure(slots: Slots, config: UpdateConfig, decisions: Decisions) -> _Progr
             overdue = situation.now_ms >= due_ms
             if not overdue:
                 decisions.wake_at(due_ms)
-        if overdue or any(_failed_in_update(task, config) for task in fresh):
+        if overdue or any(_failed_in_update(task, config, started_ms) for task in fresh):
             progress.failed.append(slot)
         if running:
             up_ms = max(_up_since_ms(task) for task in running)

@@ -14,6 +14,7 @@ from orch_manager import tasks as states
 from orch_manager.allocator.ports import protocol_name
 from orch_manager.clock import IdSource
 from orch_manager.control.stacks.changes import field_changes
+from orch_manager.labels import SUPERSEDED_LABEL
 from orch_manager.scheduler.nodes import ports_clash
 from orch_manager.store.schema import SCHEMA, Kind, StoreObject, copy_of
 from orch_manager.store.tables import Reader
@@ -24,8 +25,6 @@ from orch_proto.specs_pb2 import ConfigSpec, NetworkSpec, SecretSpec, ServiceSpe
 from orch_proto.types_pb2 import PortConfig, PublishMode, UpdateState, UpdateStatus
 from orch_rpc.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, OutOfDate
 
-#: On a secret or config whose name went to one with new content; kept while something uses it.
-SUPERSEDED_LABEL: Final = "orch.superseded-by"
 #: Longest source text kept with a version.
 _SOURCE_CHARACTERS: Final = 64 * 1024
 
@@ -345,9 +344,12 @@ def with_new_spec(service: Service, spec: ServiceSpec, now_ms: int) -> tuple[Ser
     edited = copy_of(service)
     replaces = states.needs_new_tasks(service.spec, spec)
     if replaces:
+        going_back = service.HasField("previous_spec") and not states.needs_new_tasks(service.previous_spec, spec)
+        newest = max(service.spec_version, service.previous_spec_version)
+        # Going back takes the old number up again: slots that still run it stay.
+        edited.spec_version = service.previous_spec_version if going_back else newest + 1
         edited.previous_spec.CopyFrom(service.spec)
         edited.previous_spec_version = service.spec_version
-        edited.spec_version = service.spec_version + 1
         edited.update_status.CopyFrom(
             UpdateStatus(
                 state=UpdateState.UPDATE_STATE_UPDATING, started_at_unix_ms=now_ms, message="update in progress"
