@@ -332,7 +332,14 @@ class _Run:
         destination = posixpath.join("/", state.config.working_dir, words[-1])
         folder = words[-1].endswith(("/", "/.")) or words[-1] in (".", "..")
         destination = posixpath.normpath(destination).replace("//", "/").rstrip("/") + ("/" if folder else "")
-        plan = copying.CopyPlan(tree, found, destination or "/", attributes, unpack=item.keyword == "ADD")
+        plan = copying.CopyPlan(
+            tree,
+            found,
+            destination or "/",
+            attributes,
+            attributes if "chown" in item.flags else Attributes(mode=attributes.mode),
+            unpack=item.keyword == "ADD",
+        )
 
         def write(folder: Path, lower: tuple[str, ...]) -> None:
             copying.run(plan, LayerWriter(str(folder / "diff"), lower), folder, DEFAULT_UNPACK_LIMITS)
@@ -340,7 +347,7 @@ class _Run:
         key = {
             "step": item.keyword,
             "destination": plan.destination,
-            "owner": [attributes.uid, attributes.gid, attributes.mode],
+            "owner": [attributes.uid, attributes.gid, attributes.mode, "chown" in item.flags],
             "content": sources.digest(tree, found, attributes),
         }
         return _Prepared(key, write)

@@ -33,6 +33,8 @@ class CopyPlan:
     destination: str
     """Absolute; with a slash at its end if it must be a folder."""
     attributes: Attributes
+    unpacked_attributes: Attributes
+    """For what comes out of archives: its own owners, unless --chown was given."""
     unpack: bool
     """ADD's habit: archives among the sources are unpacked."""
 
@@ -115,7 +117,7 @@ def _unpack(plan: CopyPlan, source: Source, writer: LayerWriter, staging: Path, 
         tree = MergedTree((aside,))
         target = writer.make_directory(plan.destination, plan.attributes)
         for node in tree.walk(tree.root()):
-            writer.copy(node, f"{target.rstrip('/')}{node.path}", plan.attributes)
+            writer.copy(node, f"{target.rstrip('/')}{node.path}", plan.unpacked_attributes)
     finally:
         shutil.rmtree(aside)
 

@@ -27,7 +27,7 @@ def expand(word: str, variables: Mapping[str, str], *, escape: str = "\\") -> st
 
 
 def split_words(text: str, *, escape: str = "\\") -> tuple[str, ...]:
-    """Split at blanks outside of quotes and braces, keeping quotes and escapes for `expand`.
+    """Split at blanks outside of quotes (as docker, also within braces), keeping quotes and escapes for `expand`.
 
     Raises:
         ExpansionError: a quote is open.
