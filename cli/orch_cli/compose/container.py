@@ -137,20 +137,17 @@ def read_container(service: View, image: str, project: Project) -> ContainerSpec
         spec.healthcheck.CopyFrom(health)
     _commands(service, spec)
     _dns(service, spec)
-    _check_targets(service, spec)
+    _check_placeholders(service, spec)
     return spec
 
 
-def _check_targets(service: View, spec: ContainerSpec) -> None:
-    for value in (spec.hostname, *spec.env, *(mount.source for mount in spec.mounts)):
-        if _PLACEHOLDER.search(value):
-            service.error(
-                "",
-                "placeholders such as {{.Task.Slot}} are not supported yet",
-                f"{value[:60]!r} holds one",
-                "remove it",
-            )
-            return
+def _check_placeholders(service: View, spec: ContainerSpec) -> None:
+    sources = [mount.source for mount in spec.mounts]
+    for key, values in (("hostname", [spec.hostname]), ("environment", spec.env), ("volumes", sources)):
+        for value in values:
+            if _PLACEHOLDER.search(value):
+                what = "placeholders such as {{.Task.Slot}} are not supported yet"
+                service.error(key, what, f"{value[:60]!r} holds one", "remove it")
 
 
 def _commands(service: View, spec: ContainerSpec) -> None:

@@ -32,10 +32,11 @@ class InterpolationError(Exception):
 
 @dataclass(slots=True)
 class Variables:
-    """Where values come from, and which names had none."""
+    """Where values come from, and which names had none. ``enforce``: a required variable without a value is an error."""
 
     values: Mapping[str, str]
     unset: list[str] = field(default_factory=list)
+    enforce: bool = True
 
 
 def substitute(text: str, variables: Variables) -> str:
@@ -112,7 +113,7 @@ def _braced(text: str, start: int, variables: Variables, depth: int) -> tuple[st
         why = "known forms: ${V}, ${V:-default}, ${V-default}, ${V:?message}, ${V?message}, ${V:+other}, ${V+other}"
         raise InterpolationError(f"the form {shown!r} is unknown", why, "write $$ for a dollar sign")
     # The unused branch must not warn about its variables, nor fail on them.
-    scratch = Variables(variables.values)
+    scratch = Variables(variables.values, enforce=False)
     value = variables.values.get(name)
     missing = value is None or (operator[0] == ":" and value == "")
     used = missing != (operator[-1] == "+")
@@ -121,7 +122,7 @@ def _braced(text: str, start: int, variables: Variables, depth: int) -> tuple[st
         return (argument if missing else value or ""), end + 1
     if operator[-1] == "+":
         return ("" if missing else argument), end + 1
-    if missing:
+    if missing and variables.enforce:
         state = "is not set" if value is None else "is empty"
         raise InterpolationError(
             f"the variable {name} {state}",

@@ -40,8 +40,10 @@ def _merge_table(base: MapNode, later: MapNode, table: Table | None) -> MapNode:
         if key in entries and is_null(value) and not value.tag:
             continue
         attribute = (find(table, key) if table is not None else None) or _PLAIN
-        clean = _drop_reset(value) if isinstance(value, MapNode) else value
-        entries[key] = _merge_value(entries[key], clean, attribute, key) if key in entries else clean
+        if key in entries:
+            entries[key] = _merge_value(entries[key], value, attribute, key)
+        else:
+            entries[key] = _drop_reset(value) if isinstance(value, MapNode) else value
         if value.tag == OVERRIDE or isinstance(value, ScalarNode) or key not in marks:
             marks[key] = later.mark_of(key)
     return MapNode(entries, base.mark, marks)
@@ -82,7 +84,7 @@ def _merge_named(base: MapNode, later: MapNode, children: Table | None) -> MapNo
         elif isinstance(present, MapNode) and isinstance(value, MapNode) and value.tag != OVERRIDE:
             entries[name] = _merge_table(present, value, children)
         elif present is None or not is_null(value):
-            entries[name] = value
+            entries[name] = _drop_reset(value) if isinstance(value, MapNode) else value
     return MapNode(entries, base.mark, marks)
 
 

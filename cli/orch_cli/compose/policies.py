@@ -263,9 +263,10 @@ def check_constraint(text: str) -> tuple[tuple[str, str] | None, str]:
     key, operator, value = match.groups()
     folded = key.lower()
     for known in _CONSTRAINT_KEYS:
-        if folded == known or (known.endswith(".") and folded.startswith(known) and len(folded) > len(known)):
+        prefix = known.endswith(".")
+        if (prefix and folded.startswith(known) and len(folded) > len(known)) or (not prefix and folded == known):
             # Only the fixed part is folded: what follows is a label's own name.
-            fixed = known if known.endswith(".") else folded
+            fixed = known
             return None, f"{fixed}{key[len(fixed) :]}{operator}{value}"
     return (
         f"the key {key!r} is unknown",
