@@ -145,7 +145,11 @@ from orch_agent.build.builder import Builder
 from orch_agent.build.runtime_runner import RuntimeStepRunner
 from orch_agent.images.store import ImageStore
 builder = Builder(ImageStore(pathlib.Path(sys.argv[1]), durable=False), RuntimeStepRunner(sys.argv[2]))
-builder.build(pathlib.Path(sys.argv[3]), tag="t", progress=lambda event: print(event.kind.value, event.text, flush=True))
+def tell(event):
+    print(event.kind.value, event.text, flush=True)
+
+
+builder.build(pathlib.Path(sys.argv[3]), tag="t", progress=tell)
 """
 
 

@@ -162,7 +162,7 @@ def main() -> int:
     # shutdown() waits for the loop to end, so it cannot be called from a handler that interrupts this loop.
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     print(f"guestbook on port {PORT}, entries in {REDIS_HOST}:{REDIS_PORT}", flush=True)  # noqa: T201 - its log
-    server.serve_forever()
+    server.serve_forever(poll_interval=0.1)
     return 0
 
 
