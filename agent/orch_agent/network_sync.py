@@ -20,6 +20,9 @@ from orch_proto import objects_pb2 as objects
 from orch_proto import types_pb2 as types
 from orch_rpc import logs
 
+#: Shortest time between two tellings of services, in seconds: in a deploy every task that becomes healthy changes its
+#: service, and each telling names all endpoints of it. The first change of a quiet time is told at once.
+TELL_INTERVAL_S = 0.02
 log = logs.get("network")
 _PortKey = tuple[str, str, int]
 _PROTOCOLS = {types.PORT_PROTOCOL_TCP: "tcp", types.PORT_PROTOCOL_UDP: "udp"}
@@ -174,6 +177,7 @@ class NetworkSync:
                 continue  # everything is told anew when the link is back
             except LinkRefused as error:
                 log.warning("network.refused", why=str(error))
+            await asyncio.sleep(TELL_INTERVAL_S)
 
     async def _flush(self) -> None:
         dirty, self._dirty_services = self._dirty_services, set()

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import fcntl
+import gc
 import os
 import shutil
 import signal
@@ -28,10 +29,12 @@ from orch_proto import daemon_pb2_grpc, defaults
 from orch_rpc import logs, servers
 from orch_rpc.errors import FailedPrecondition, Unavailable
 from orch_runtime.daemon import ensure_keeper
+from orch_runtime.kernel.mounts import MS_NODEV, MS_NOSUID, filesystem_magic, mount, unmount
 
 log = logs.get("orchd")
 SOCKET_GROUP = "orch"
 READY_WAIT_S = 20.0
+TMPFS_MAGIC = 0x01021994  # include/uapi/linux/magic.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class Orchd:
         self._cluster_tasks: list[asyncio.Task[None]] = []
         self._group: asyncio.TaskGroup
         self._stopping = asyncio.Event()
-        self._remove_everything = False
+        self.remove_everything = False
         self._membership_change = asyncio.Lock()
 
     @property
@@ -90,7 +93,7 @@ class Orchd:
                 if self._membership is not None:
                     await self._enter(self._membership, bootstrap=None)
                 await self._stopping.wait()
-                if self._remove_everything:
+                if self.remove_everything:
                     await self._take_down()
                 await self._leave_running_parts()
         finally:
@@ -164,7 +167,7 @@ class Orchd:
 
     def shut_down(self, *, remove_everything: bool) -> None:
         """Asks the daemon to end."""
-        self._remove_everything = remove_everything
+        self.remove_everything = remove_everything
         self._stopping.set()
 
     # ---- entering and leaving ----------------------------------------------------------------------
@@ -235,6 +238,13 @@ class Orchd:
         self._manager = None
 
 
+def keep_in_memory(run_dir: Path) -> None:
+    """Makes the run directory a tmpfs unless it is one: secrets stand below it, and it must not outlive a reboot."""
+    if filesystem_magic(str(run_dir)) != TMPFS_MAGIC:
+        mount("tmpfs", str(run_dir), "tmpfs", MS_NOSUID | MS_NODEV, "mode=0711")
+        log.info("run_dir.mounted", path=run_dir, why="it was not on a tmpfs")
+
+
 def own_address() -> str:
     """The address by which this host is known to others: that of its default route, else loopback."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -267,13 +277,19 @@ def main() -> None:
         sys.exit("orchd: it must run as root: it makes namespaces, mounts and cgroups; start it with sudo")
     for folder in (options.state_dir, options.run_dir):
         folder.mkdir(mode=0o711 if folder == options.run_dir else 0o700, parents=True, exist_ok=True)
+    keep_in_memory(options.run_dir)
     lock = os.open(options.state_dir / "orchd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         sys.exit(f"orchd: another orchd uses {options.state_dir}; stop it first, or name another --state-dir")
+    # What is imported lives as long as the process: collections need not walk it again and again.
+    gc.freeze()
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(Orchd(options).run())
+        orchd = Orchd(options)
+        asyncio.run(orchd.run())
+        if orchd.remove_everything and options.run_dir.is_mount():
+            unmount(str(options.run_dir))
 
 
 if __name__ == "__main__":

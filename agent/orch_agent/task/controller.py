@@ -374,12 +374,10 @@ class TaskController:
         self.status.applied_by = self._around.node_id
         snapshot = types.TaskStatus()
         snapshot.CopyFrom(self.status)
-        self._log.info(
-            "task.state",
-            state=types.TaskState.Name(state).removeprefix("TASK_STATE_").lower(),
-            message=message,
-            error=self.status.error,
-        )
+        # The leader's audit log has every step of every task; here an operator wants to see what came of it.
+        tell = self._log.info if state >= types.TASK_STATE_RUNNING else self._log.debug
+        name = types.TaskState.Name(state).removeprefix("TASK_STATE_").lower()
+        tell("task.state", state=name, message=message, error=self.status.error)
         self._around.report(self.task.id, snapshot)
 
     async def _clean_up(self) -> None:
