@@ -32,7 +32,7 @@ class InterpolationError(Exception):
 
 @dataclass(slots=True)
 class Variables:
-    """Where values come from, and which names had none. ``enforce``: a required variable without a value is an error."""
+    """Where values come from, and which names had none. ``enforce``: a required one without a value is an error."""
 
     values: Mapping[str, str]
     unset: list[str] = field(default_factory=list)

@@ -15,16 +15,28 @@ VALUES = {"SET": "v", "EMPTY": "", "W": "w"}
 @pytest.mark.parametrize(
     ("text", "result"),
     [
-        ("$SET ${SET}", "v v"), ("$UNSET|${UNSET}", "|"),
-        ("${UNSET:-d} ${EMPTY:-d} ${SET:-d}", "d d v"), ("${UNSET-d} ${EMPTY-d}|", "d |"),
-        ("${SET:+a} ${UNSET:+a} ${EMPTY:+a}|", "a  |"), ("${EMPTY+a}", "a"),
+        ("$SET ${SET}", "v v"),
+        ("$UNSET|${UNSET}", "|"),
+        ("${UNSET:-d} ${EMPTY:-d} ${SET:-d}", "d d v"),
+        ("${UNSET-d} ${EMPTY-d}|", "d |"),
+        ("${SET:+a} ${UNSET:+a} ${EMPTY:+a}|", "a  |"),
+        ("${EMPTY+a}", "a"),
         ("${SET:?m} ${EMPTY?m}", "v "),
-        ("${UNSET:-${W}}", "w"), ("${UNSET:-${NO:-x}}", "x"), ("${UNSET:-a ${W} b}", "a w b"),
-        ("$$", "$"), ("$$SET", "$SET"), ("${UNSET:-$$x}", "$x"),
-        ("$", "$"), ("a$", "a$"), ("$1", "$1"), ("$(cmd)", "$(cmd)"), ("$SET_x", ""), ("${SET}_x", "v_x"),
+        ("${UNSET:-${W}}", "w"),
+        ("${UNSET:-${NO:-x}}", "x"),
+        ("${UNSET:-a ${W} b}", "a w b"),
+        ("$$", "$"),
+        ("$$SET", "$SET"),
+        ("${UNSET:-$$x}", "$x"),
+        ("$", "$"),
+        ("a$", "a$"),
+        ("$1", "$1"),
+        ("$(cmd)", "$(cmd)"),
+        ("$SET_x", ""),
+        ("${SET}_x", "v_x"),
         ("${SET:-${NO:?unused}}", "v"),
     ],
-)  # fmt: skip
+)
 def test_forms(text: str, result: str) -> None:
     """Each form of the Compose Specification gives what Compose gives."""
     assert substitute(text, Variables(VALUES)) == result
@@ -54,7 +66,8 @@ def test_escaped_text_comes_through(text: str) -> None:
 def test_required_variable_names_file_line_and_message() -> None:
     """``${V:?message}`` without a value tells file, line, attribute and message."""
     assert service_problems("hostname: ${HOST:?give a host}") == [
-        "a.yml:4: services.web.hostname: the variable HOST is not set; give a host; set it in the environment or in .env: HOST=…"
+        "a.yml:4: services.web.hostname: the variable HOST is not set; give a host; "
+        "set it in the environment or in .env: HOST=…"
     ]
 
 

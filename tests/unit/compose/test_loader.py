@@ -17,7 +17,7 @@ from unit.compose.loading import container, load, problems, service, service_pro
 
 
 def test_names_and_labels_are_those_of_a_docker_stack() -> None:
-    """Objects are called <stack>_<key>, carry docker's stack labels, and a service is on the stack's default network under its own name."""
+    """Objects are <stack>_<key> with docker's labels; a service is on the default network under its own name."""
     spec = load("services: {web: {image: 'web:1'}}").spec
     web = spec.services[0]
     assert web.annotations.name == "shop_web"
@@ -38,7 +38,10 @@ def test_only_used_networks_and_volumes_are_made() -> None:
     """Networks and volumes that no service uses are left out; external ones are named apart."""
     text = """
 services: {web: {image: x, networks: {front: {aliases: [w]}, ext: }, volumes: ['data:/d', 'old:/o']}}
-networks: {front: {driver_opts: {mtu: 1400}, ipam: {config: [{subnet: 10.9.0.0/24}]}}, unused: , ext: {external: true, name: real}}
+networks:
+  front: {driver_opts: {mtu: 1400}, ipam: {config: [{subnet: 10.9.0.0/24}]}}
+  unused:
+  ext: {external: true, name: real}
 volumes: {data: , other: , old: {external: true}}
 """
     spec = load(text).spec
@@ -51,7 +54,8 @@ volumes: {data: , other: , old: {external: true}}
 def test_every_problem_is_told_at_once() -> None:
     """All problems of a file come together, each with its line and attribute."""
     found = problems(
-        "services:\n  web:\n    image: x\n    deploi: {}\n    privileged: true\n    environment: {A: [1]}\n  db:\n    imag: y\n"
+        "services:\n  web:\n    image: x\n    deploi: {}\n    privileged: true\n    environment: {A: [1]}\n"
+        "  db:\n    imag: y\n"
     )
     assert [item.split(";")[0] for item in found] == [
         "a.yml:4: services.web.deploi: the key is unknown",
@@ -66,11 +70,22 @@ def test_every_problem_is_told_at_once() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "extends: {service: a}", "privileged: true", "devices: [/dev/fuse]", "network_mode: host", "network_mode: container:x", "pid: host",
-        "deploy: {mode: global}", "deploy: {mode: replicated-job}", "post_start: [{command: x}]", "gpus: all", "volumes_from: [x]",
-        "deploy: {resources: {reservations: {devices: [{capabilities: [gpu]}]}}}", "hostname: '{{.Node.Hostname}}'", "security_opt: [seccomp=x.json]",
+        "extends: {service: a}",
+        "privileged: true",
+        "devices: [/dev/fuse]",
+        "network_mode: host",
+        "network_mode: container:x",
+        "pid: host",
+        "deploy: {mode: global}",
+        "deploy: {mode: replicated-job}",
+        "post_start: [{command: x}]",
+        "gpus: all",
+        "volumes_from: [x]",
+        "deploy: {resources: {reservations: {devices: [{capabilities: [gpu]}]}}}",
+        "hostname: '{{.Node.Hostname}}'",
+        "security_opt: [seccomp=x.json]",
     ],
-)  # fmt: skip
+)
 def test_what_orch_does_not_do_is_refused(text: str) -> None:
     """An attribute of Compose that orch does not carry out is an error with file and line, never silence."""
     found = service_problems(text)
@@ -82,16 +97,48 @@ def test_what_orch_does_not_do_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "ports: ['80:80', '80:81']", "volumes: ['/a:/x', '/b:/x/']", "volumes: ['nope:/x']", "volumes: ['vol/sub:/d']", "networks: [nope]", "secrets: [nope]",
-        "deploy: {replicas: -1}", "deploy: {replicas: many}", "deploy: {update_config: {order: fast}}", "deploy: {update_config: {max_failure_ratio: 2}}",
-        "deploy: {resources: {limits: {memory: 1M}}}", "deploy: {resources: {limits: {memory: 8M}, reservations: {memory: 9M}}}", "mem_limit: 64M\ndeploy: {resources: {limits: {memory: 65M}}}",
-        "healthcheck: {test: [curl, x]}", "healthcheck: {interval: 10}", "stop_signal: SIGFOO", "cap_add: [NET_ADMN]", "sysctls: {vm.swappiness: 1}",
-        "command: [1]", "working_dir: x", "environment: [=x]", "deploy: {endpoint_mode: dnsrr}\nports: ['80:80']", "deploy: {placement: {constraints: [node.role=manager]}}",
-        "env_file: missing.env", "networks: {default: {ipv4_address: 10.0.0.5}}", "restart: sometimes", "restart: on-failure:x", "ulimits: {nofile: {soft: 2, hard: 1}}",
-        "depends_on: [nope]", "tmpfs: ['/t:sise=1m']", "init: maybe", "extra_hosts: [a]", "dns: [not-an-address]", "oom_score_adj: 2000", "image: ''", "hostname: true",
-        "profiles: []\ndeploy: {restart_policy: {condition: often}}", "pull_policy: sometimes", "volumes: [{type: bind, target: /x}]", "volumes: [{type: tmpfs, target: /x, volume: {nocopy: true}}]",
+        "ports: ['80:80', '80:81']",
+        "volumes: ['/a:/x', '/b:/x/']",
+        "volumes: ['nope:/x']",
+        "volumes: ['vol/sub:/d']",
+        "networks: [nope]",
+        "secrets: [nope]",
+        "deploy: {replicas: -1}",
+        "deploy: {replicas: many}",
+        "deploy: {update_config: {order: fast}}",
+        "deploy: {update_config: {max_failure_ratio: 2}}",
+        "deploy: {resources: {limits: {memory: 1M}}}",
+        "deploy: {resources: {limits: {memory: 8M}, reservations: {memory: 9M}}}",
+        "mem_limit: 64M\ndeploy: {resources: {limits: {memory: 65M}}}",
+        "healthcheck: {test: [curl, x]}",
+        "healthcheck: {interval: 10}",
+        "stop_signal: SIGFOO",
+        "cap_add: [NET_ADMN]",
+        "sysctls: {vm.swappiness: 1}",
+        "command: [1]",
+        "working_dir: x",
+        "environment: [=x]",
+        "deploy: {endpoint_mode: dnsrr}\nports: ['80:80']",
+        "deploy: {placement: {constraints: [node.role=manager]}}",
+        "env_file: missing.env",
+        "networks: {default: {ipv4_address: 10.0.0.5}}",
+        "restart: sometimes",
+        "restart: on-failure:x",
+        "ulimits: {nofile: {soft: 2, hard: 1}}",
+        "depends_on: [nope]",
+        "tmpfs: ['/t:sise=1m']",
+        "init: maybe",
+        "extra_hosts: [a]",
+        "dns: [not-an-address]",
+        "oom_score_adj: 2000",
+        "image: ''",
+        "hostname: true",
+        "profiles: []\ndeploy: {restart_policy: {condition: often}}",
+        "pull_policy: sometimes",
+        "volumes: [{type: bind, target: /x}]",
+        "volumes: [{type: tmpfs, target: /x, volume: {nocopy: true}}]",
     ],
-)  # fmt: skip
+)
 def test_wrong_values_are_refused_with_their_place(text: str) -> None:
     """A value that cannot be carried out is refused before anything is sent, with file, line and attribute."""
     found = service_problems(text)
@@ -108,9 +155,10 @@ def test_commands_and_entrypoints() -> None:
 
 
 def test_environment_files_come_first_and_are_sorted() -> None:
-    """Env files are read in order, the environment wins, values keep the text as it is written, bare names take the client's."""
+    """Env files come in order, the environment wins, values stay as written, bare names take the client's."""
     spec = container(
-        "env_file: [a.env, {path: b.env, required: false}, {path: c.env, format: raw}]\nenvironment: {Z: 1.10, A: yes, T: true, N: 0440, GONE: , HERE: }",
+        "env_file: [a.env, {path: b.env, required: false}, {path: c.env, format: raw}]\n"
+        "environment: {Z: 1.10, A: yes, T: true, N: 0440, GONE: , HERE: }",
         files={"a.env": "A=file\nB='q'\n", "c.env": "C='q'\n"},
         env={"HERE": "1"},
     )
@@ -154,10 +202,13 @@ volumes: {data: }
 
 
 def test_secrets_and_configs() -> None:
-    """Secrets come from files, variables or the cluster; configs also from text; modes are octal however they are written."""
+    """Secrets come from files, variables or the cluster; configs also from text; modes are octal."""
     text = """
 services:
-  web: {image: x, secrets: [s1, {source: s2, target: /abs, mode: 0400, uid: "5"}, s3], configs: [{source: c1, target: etc/c, mode: "0440"}]}
+  web:
+    image: x
+    secrets: [s1, {source: s2, target: /abs, mode: 0400, uid: "5"}, s3]
+    configs: [{source: c1, target: etc/c, mode: "0440"}]
 secrets: {s1: {file: ./s.txt}, s2: {environment: TOKEN}, s3: {external: true}}
 configs: {c1: {content: "hi $NAME"}}
 """

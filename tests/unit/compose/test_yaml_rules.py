@@ -19,13 +19,32 @@ def read(text: str) -> tuple[MapNode | None, list[str]]:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("yes", "yes"), ("no", "no"), ("on", "on"), ("off", "off"), ("y", "y"),
-        ("true", True), ("True", True), ("FALSE", False),
-        ("22:22", "22:22"), ("2222:22", "2222:22"),
-        ("0440", 288), ("0o440", 288), ("1_000", 1000), ("0x1F", 31), ("1e3", 1000.0), ("089", "089"),
-        ("2001-01-01", "2001-01-01"), ("~", None), ("", None), ("null", None), ("1.10", 1.1), ("-5", -5), ("+", "+"), ("1.2.3", "1.2.3"),
+        ("yes", "yes"),
+        ("no", "no"),
+        ("on", "on"),
+        ("off", "off"),
+        ("y", "y"),
+        ("true", True),
+        ("True", True),
+        ("FALSE", False),
+        ("22:22", "22:22"),
+        ("2222:22", "2222:22"),
+        ("0440", 288),
+        ("0o440", 288),
+        ("1_000", 1000),
+        ("0x1F", 31),
+        ("1e3", 1000.0),
+        ("089", "089"),
+        ("2001-01-01", "2001-01-01"),
+        ("~", None),
+        ("", None),
+        ("null", None),
+        ("1.10", 1.1),
+        ("-5", -5),
+        ("+", "+"),
+        ("1.2.3", "1.2.3"),
     ],
-)  # fmt: skip
+)
 def test_plain_scalars_follow_yaml_1_2(text: str, value: object) -> None:
     """An unquoted word is a truth value, number or nothing by YAML 1.2's rules only; ports and yes/no stay text."""
     assert resolve_scalar(text) == value
@@ -62,7 +81,7 @@ def test_merge_keys_fill_in_and_own_keys_win() -> None:
     ],
 )
 def test_what_is_no_stack_file_is_refused_with_its_line(text: str) -> None:
-    """Two merge keys, keys that are no text, self-containing aliases, tabs, lists, nothing and unknown tags are problems."""
+    """Doubled merge keys, keys that are no text, endless aliases, tabs, lists and unknown tags are problems."""
     _, problems = read(text)
     assert problems
     assert all(problem.startswith("f.yml:") for problem in problems)
