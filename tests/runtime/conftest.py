@@ -59,6 +59,8 @@ def _node(rootfs: Path) -> Iterator[RuntimeNode]:
             assert _mounts(str(folder)) == []
             wait_for(lambda: not _groups(node.top_cgroup), f"groups left: {_groups(node.top_cgroup)}", 5.0)
         finally:
+            log = node.root / "keeper.log"
+            print(log.read_text()[-4000:] if log.exists() else "")  # shown with a failure
             shutil.rmtree(folder, ignore_errors=True)
 
 

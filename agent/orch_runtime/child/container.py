@@ -83,7 +83,7 @@ def run_container_child(
         # The keeper may be protected from the kernel's out-of-memory killer; a container must not inherit that.
         _set_oom_score(0, [])
         prepared.own_mounts_fd, prepared.sysctl_fd = stage.prepare(stages, prepared.base, controllers)
-        channel.send(PREPARED)
+        _tell(channel, PREPARED)
         plan, fds = _receive_plan(channel)
         directory_fd = fds[0]
         _become_container(prepared, plan, fds)
@@ -114,10 +114,14 @@ def _report(channel: socket.socket, directory_fd: int, exit_code: int, message: 
 
 def _receive_plan(channel: socket.socket) -> tuple[Plan, list[int]]:
     """Wait for the plan; returns it with [state folder, stdin, stdout, stderr, netns] (-1 where there is none)."""
-    try:
-        data, ancillary, _, _ = channel.recvmsg(MAX_PLAN_BYTES, 256, socket.MSG_CMSG_CLOEXEC)
-    except OSError:
-        os._exit(0)
+    data = b""
+    for _ in range(2):
+        try:
+            data, ancillary, _, _ = channel.recvmsg(MAX_PLAN_BYTES, 256, socket.MSG_CMSG_CLOEXEC)
+            break
+        except ConnectionResetError:
+            # The supervisor died with something of ours unread. That is told once; what it sent before comes after.
+            continue
     if not data:
         os._exit(0)
     received = array.array("i")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # the C module: `signal` wraps every number in an enum
+import json
 import marshal
 import os
 import sys
@@ -10,7 +11,8 @@ import time
 import zlib
 
 from orch_runtime import names
-from orch_runtime.child.container import START
+from orch_runtime.child.container import START, START_ERROR_FILE
+from orch_runtime.child.failure import CANNOT_EXECUTE, NOT_FOUND
 from orch_runtime.errors import (
     AlreadyExists,
     InvalidConfig,
@@ -166,7 +168,6 @@ class Engine:
             self.store.put(f"log:{container.id}", readers)
         container.warnings = self.cgroups.set_limits(child.cgroup, plan["limits"])
         container.oom_fd = child.oom_fd
-        self._watch_oom(container)
         container.created_at_unix_ms = unix_ms()
         if start:
             self._commit_running(container, request)
@@ -176,6 +177,9 @@ class Engine:
             container.commit(request)
             container.status = names.STATUS_CREATING
         self.by_pid[container.pid] = container
+        if container.oom_fd < 0:
+            container.oom_fd = self.cgroups.watch_oom(child.cgroup)
+        self._watch_oom(container)
         child.on_change = lambda: self._on_child(container)
         child.read()
         self._on_child(container)
@@ -186,7 +190,11 @@ class Engine:
         container.commit(request)
         container.status = names.STATUS_CREATING
         assert container.child is not None
-        container.child.channel.send(START)
+        try:
+            container.child.channel.send(START)
+        except OSError:
+            # It has failed already; what it said is waiting on the channel.
+            return
 
     def _on_child(self, container: Container) -> None:
         """Follow the child: ready (created), executing and ended (running), failed."""
@@ -295,6 +303,8 @@ class Engine:
         container.finished_at_unix_ms = when_unix_ms
         if container.log is not None:
             container.log.finish()
+        if container.exit_code in (CANNOT_EXECUTE, NOT_FOUND):
+            container.warnings += _start_error(container.directory)
         container.save()
         self._release(container)
         self.publish(
@@ -343,8 +353,8 @@ class Engine:
 
         def on_oom(_events: int) -> None:
             os.read(fd, 8)
-            # v1 signals the removal of the group as well.
-            if container.status != names.STATUS_EXITED and self.cgroups.oom_kills(container.cgroup) > 0:
+            # The kernel signals before it chooses whom to kill: the counter may still be 0.
+            if container.status != names.STATUS_EXITED:
                 self.publish({"event": names.EVENT_OOM, "id": container.id})
 
         self.loop.watch(fd, on_oom)
@@ -455,6 +465,18 @@ def _make_pipe() -> tuple[int, int]:
     reader, writer = os.pipe2(os.O_CLOEXEC)
     os.close(writer)
     return reader, os.open(f"/proc/self/fd/{reader}", os.O_RDWR | os.O_CLOEXEC)
+
+
+def _start_error(directory: str) -> list[str]:
+    """Return why a container did not start whose child found no supervisor to tell it to."""
+    try:
+        fd = os.open(f"{directory}/{START_ERROR_FILE}", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return []
+    try:
+        return [str(json.loads(os.read(fd, 8192))["message"])]
+    finally:
+        os.close(fd)
 
 
 def _close_all(descriptors: list[int]) -> None:

@@ -54,19 +54,28 @@ class LogFile:
             os.truncate(self._path, 0)
         self._open()
 
-    def write(self, records: bytes, lines: int) -> None:
-        """Append records; what cannot be written (disk full, folder gone) is dropped and counted, never waited for."""
-        try:
-            if self._fd < 0:
-                self._open()
-            if self._size and self._size + len(records) > self._max_bytes:
-                self._rotate()
-            written = os.write(self._fd, records)
-            self._size += written
-            if written < len(records):
-                self.dropped += 1
-        except OSError:
-            self.dropped += lines
+    def write(self, lines: list[bytes]) -> None:
+        """Append lines; what cannot be written (disk full, folder gone) is dropped and counted, never waited for."""
+        position = 0
+        while position < len(lines):
+            begin = position
+            try:
+                if self._fd < 0:
+                    self._open()
+                size = self._size
+                while position < len(lines) and (size == 0 or size + len(lines[position]) <= self._max_bytes):
+                    size += len(lines[position])
+                    position += 1
+                if position == begin:
+                    self._rotate()
+                    continue
+                chunk = b"".join(lines[begin:position])
+                written = os.write(self._fd, chunk)
+                self._size += written
+                self.dropped += written < len(chunk)
+            except OSError:
+                self.dropped += len(lines) - begin
+                return
 
     def close(self) -> None:
         """Close the file; the next write opens it again."""
@@ -159,8 +168,9 @@ class LogPump:
         if self._file is None:
             return
         tail = f',"stream":"{stream}","time":"{timestamp()}"}}\n'
-        lines = [f'{{"log":{json.dumps(record.decode(errors="replace"))}{tail}' for record in records]
-        self._file.write("".join(lines).encode(), len(lines))
+        self._file.write(
+            [f'{{"log":{json.dumps(record.decode(errors="replace"))}{tail}'.encode() for record in records]
+        )
 
     def _close(self, fd: int) -> None:
         if self._open.pop(fd, None) is not None:
