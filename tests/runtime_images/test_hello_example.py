@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import yaml
+
 from orch_agent.build.builder import Builder
 from orch_agent.images.snapshots import Snapshots
 from orch_agent.images.store import ImageStore
@@ -60,8 +62,8 @@ def test_hello_is_built_serves_its_name_is_healthy_and_stops_when_told(
         client.run(plan)
         try:
             poll(lambda: answered(port, "/") == "Hello from hello-task\n", "the page")
-            assert image.config.healthcheck is not None
-            kind, *command = image.config.healthcheck.test
+            stack = yaml.safe_load((context / "stack.yml").read_text())
+            kind, *command = stack["services"]["web"]["healthcheck"]["test"]
             assert kind == "CMD"
             healthy = client.exec("hello", [word.replace("8080", str(port)) for word in command])
             assert (healthy.exit_code, healthy.output) == (0, "")

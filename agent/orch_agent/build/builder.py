@@ -85,9 +85,10 @@ class Builder:
         path = dockerfile or context / "Dockerfile"
         names = (reference.parse(tag),) if tag else ()
         try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise BuildError(f"there is no {path}; write a Dockerfile there, or name it with --file") from None
+            found = sources.within(context, path)
+            if found is None or not found.exists():
+                raise BuildError(f"there is no {path}; write a Dockerfile there, or name it with --file")
+            text = found.read_text(encoding="utf-8")
         except (UnicodeDecodeError, OSError) as error:
             raise BuildError(f"{path} cannot be read as a Dockerfile: {error}") from error
         given = dict(build_args or {})

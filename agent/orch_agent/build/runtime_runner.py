@@ -84,11 +84,13 @@ class RuntimeStepRunner:
     def _follow(descriptor: int, output: Output, deadline: float) -> bool:
         """Pass on lines until every process has closed its end; False if that is not in time."""
         pending = b""
+        readable = select.poll()  # select() itself knows no descriptor above 1023
+        readable.register(descriptor, select.POLLIN)
         while True:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 return False
-            if not select.select([descriptor], [], [], left_s)[0]:
+            if not readable.poll(left_s * 1000):
                 continue
             data = os.read(descriptor, 65536)
             pending += data

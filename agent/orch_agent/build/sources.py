@@ -100,15 +100,35 @@ def context_tree(context: Path, dockerfile: Path) -> SourceTree:
     if not context.is_dir():
         raise ContextError(f"the build's folder {context} does not exist; name a folder")
     own = dockerfile.with_name(f"{dockerfile.name}.dockerignore")
-    ignore_file = own if own.is_file() else context / ".dockerignore"
     rules = None
-    if ignore_file.is_file():
+    for ignore_file in (own, context / ".dockerignore"):
+        found = within(context, ignore_file)
+        if found is None or not found.is_file():
+            continue
         try:
-            rules = IgnoreRules(ignore_file.read_text(encoding="utf-8-sig").splitlines())
+            rules = IgnoreRules(found.read_text(encoding="utf-8-sig").splitlines())
+            break
         except (PatternError, UnicodeDecodeError) as error:
             raise ContextError(f"{ignore_file}: {error}; correct the line") from error
     tree = MergedTree((str(context.resolve()),))
     return SourceTree(tree, ignore=rules, described=f"the build's folder {context}")
+
+
+def within(context: Path, path: Path) -> Path | None:
+    """Where a file of the build's folder lies, links resolved within the folder, not on the host; None if nowhere.
+
+    A path that is not below the folder is returned as it is: its choice is the caller's.
+
+    Raises:
+        ContextError: the links loop, or lead through a file.
+    """
+    if context not in path.parents:
+        return path
+    try:
+        node = MergedTree((str(context.resolve()),)).lookup("/" + str(path.relative_to(context)))
+    except PathProblem as error:
+        raise ContextError(f"{path}: {error}") from error
+    return Path(node.source) if node else None
 
 
 def digest(tree: SourceTree, sources: Iterable[Source], attributes: Attributes) -> str:

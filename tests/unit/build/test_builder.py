@@ -361,3 +361,16 @@ def test_many_builds_at_once_share_a_store(project: Project) -> None:
         infos = list(pool.map(build, range(8)))
     assert [project.paths(info) for info in infos] == [[f"/{n}", "/same"] for n in range(8)]
     assert len(project.store.list()) == 8
+
+
+def test_a_linked_dockerfile_is_read_within_the_folder(project: Project, tmp_path: Path) -> None:
+    """A Dockerfile or ignore file that is a link leads within the build's folder, so none of the host's is shown."""
+    (tmp_path / "secret").write_text("SECRET of the host\n")
+    (project.folder / "Dockerfile").symlink_to(tmp_path / "secret")
+    with pytest.raises(BuildError) as caught:
+        Builder(project.store, NoRunner()).build(project.folder)
+    assert "SECRET" not in str(caught.value)
+    (project.folder / "Dockerfile").unlink()
+    project.write(real__Dockerfile="FROM scratch\nENV A=1\n")
+    (project.folder / "Dockerfile").symlink_to("/real/Dockerfile")
+    assert "A=1" in Builder(project.store, NoRunner()).build(project.folder).config.env
