@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 from collections.abc import Collection, Iterable, Mapping
 
 from orch_network import limits
+from orch_network.digest import short_digest
 from orch_network.errors import KernelError, LimitExceeded
 from orch_network.ipv4 import mac_of, parse_address
 from orch_network.kernel import netns
@@ -27,8 +27,7 @@ _POLICY_DROP = 0
 
 def uplink_name(root: str, network_id: str) -> str:
     """The node's end of an uplink; 12 of at most 15 characters, different for another root or network."""
-    digest = hashlib.blake2b(f"{root}\0{network_id}".encode(), digest_size=4).hexdigest()
-    return limits.UPLINK_PREFIX + digest
+    return limits.UPLINK_PREFIX + short_digest(f"{root}\0{network_id}".encode(), 4)
 
 
 def free_uplink(used: Collection[int]) -> Uplink:

@@ -7,7 +7,6 @@ A later VXLAN device and the routes of remote tasks belong here as well: the wan
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import time
 from collections import Counter
@@ -15,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from orch_network import limits, slots
+from orch_network.digest import short_digest
 from orch_network.errors import KernelError
 from orch_network.ipv4 import Subnet, format_address, mac_of, parse_address, parse_subnet
 from orch_network.kernel import conntrack, netns
@@ -47,7 +47,7 @@ _FADING_S = 10.0
 
 def task_link_name(task_id: str) -> str:
     """The router's end of a task's link; 14 of at most 15 characters."""
-    return limits.TASK_LINK_PREFIX + hashlib.blake2b(task_id.encode(), digest_size=6).hexdigest()
+    return limits.TASK_LINK_PREFIX + short_digest(task_id.encode(), 6)
 
 
 @dataclass(slots=True)

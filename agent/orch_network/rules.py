@@ -9,11 +9,11 @@ task    127.0.0.11:53                          -> the resolver's sockets
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from dataclasses import dataclass
 
 from orch_network import limits
+from orch_network.digest import short_digest
 from orch_network.ipv4 import Subnet, parse_address
 from orch_network.kernel import nftexpr as x
 from orch_network.kernel.nftables import (
@@ -59,7 +59,7 @@ class Ruleset:
 
 def _rule(*expressions: bytes) -> Rule:
     encoded = b"".join(expressions)
-    return Rule(encoded, b"orch:" + hashlib.blake2b(encoded, digest_size=8).hexdigest().encode())
+    return Rule(encoded, b"orch:" + short_digest(encoded, 8).encode())
 
 
 def _nat(name: str, hook: int, priority: int) -> Chain:

@@ -16,6 +16,7 @@ from network.netlab import BACK, FRONT, addresses, ask, resolve, service, task, 
 from orch_network.client import NetworkClient
 from orch_network.errors import Conflict, ConnectionLost, InvalidRequest, NetworkFailure, NotFound
 from orch_network.protocol import Network, PublishedPort, Task, TaskAddress
+from orch_network.router import task_link_name
 
 if TYPE_CHECKING:
     from network.conftest import Lab
@@ -84,7 +85,7 @@ def test_kill_at_any_moment_of_attach_and_detach_leaves_a_node_that_converges(la
                     net.attach(task(f"t{number}", f"10.0.1.{number + 10}"))
                     wanted.add(number)
         except ConnectionLost:
-            pass
+            net.close()
         timer.join()
         lab.netd.wait()
         lab.start()
@@ -103,7 +104,8 @@ def test_kill_at_any_moment_of_attach_and_detach_leaves_a_node_that_converges(la
     assert {line.split()[0] for line in routes.splitlines() if " dev t-" in line} == {
         f"10.0.1.{number + 10}" for number in wanted
     }
-    until(lambda: len([name for name in _links(lab.router_path("net1")) if name.startswith("t-")]) == len(wanted))
+    names = {task_link_name(f"t{number}") for number in wanted}
+    until(lambda: {name for name in _links(lab.router_path("net1")) if name.startswith("t-")} == names)
     net.close()
 
 
@@ -282,6 +284,7 @@ def test_the_keeper_holds_sockets_over_a_restart(lab: Lab) -> None:
     keeper.connect(ours)
     lab.start(keeper=theirs)
     assert waiting.stats()["repairs"] == {}
+    net.close()
     asking.join()
     assert answers == [["10.0.1.2"]]
     waiting.detach("client")
@@ -295,12 +298,16 @@ class _Keeper:
 
     def __init__(self, channel: socket.socket) -> None:
         self.stored: dict[str, int] = {}
+        self._channel: socket.socket | None = None
         self.connect(channel)
 
     def connect(self, channel: socket.socket) -> None:
         for name, fd in self.stored.items():
             socket.send_fds(channel, [b'{"name":"%s"}' % name.encode()], [fd])
         channel.send(b'{"end":true}')
+        if self._channel is not None:
+            self._thread.join()
+            self._channel.close()
         self._channel = channel
         self._thread = threading.Thread(target=self._run, args=(channel,), daemon=True)
         self._thread.start()
@@ -318,9 +325,12 @@ class _Keeper:
                 self.stored[message["name"]] = fds[0]
 
     def close(self) -> None:
+        assert self._channel is not None
         self._channel.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._channel.close()
+        for fd in self.stored.values():
+            os.close(fd)
 
 
 def test_bad_requests_are_refused_and_change_nothing(lab: Lab, net: NetworkClient) -> None:
