@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from orch_runtime.client import RuntimeClient
 from runtime.runtime_node import BUSYBOX, RuntimeNode, make_busybox_rootfs, wait_for
 

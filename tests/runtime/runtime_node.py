@@ -19,10 +19,39 @@ from orch_runtime.plan import LogOptions, OverlayRootfs, Plan
 from orch_runtime.protocol import ContainerState, ExitEvent
 
 BUSYBOX = "/usr/bin/busybox"
-APPLETS = (
-    "sh ls cat sleep mount id echo ps true false hostname stat env ip touch mkdir dd head seq wc kill readlink grep "
-    "test umount mknod chown tail pwd yes tr"
-).split()
+APPLETS = [
+    "sh",
+    "ls",
+    "cat",
+    "sleep",
+    "mount",
+    "id",
+    "echo",
+    "ps",
+    "true",
+    "false",
+    "hostname",
+    "stat",
+    "env",
+    "ip",
+    "touch",
+    "mkdir",
+    "dd",
+    "head",
+    "seq",
+    "wc",
+    "kill",
+    "readlink",
+    "grep",
+    "test",
+    "umount",
+    "mknod",
+    "chown",
+    "tail",
+    "pwd",
+    "yes",
+    "tr",
+]
 
 
 def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 15.0) -> Any:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from orch_runtime.client import RuntimeClient
 from orch_runtime.daemon import ensure_keeper
 from orch_runtime.errors import Refused, Unavailable
@@ -45,7 +46,8 @@ def test_supervisor_killed_while_containers_start_and_exit(own_node: RuntimeNode
         for _ in range(6):
             code = choose.randrange(1, 120)
             pause = choose.choice(["0", "0.05", "0.2"])
-            script = f"echo x >> /count; i=0; while [ $i -lt {lines} ]; do echo line $i; i=$((i+1)); done; sleep {pause}; exit {code}"
+            count = f"i=0; while [ $i -lt {lines} ]; do echo line $i; i=$((i+1)); done"
+            script = f"echo x >> /count; {count}; sleep {pause}; exit {code}"
             plan = node.plan(["sh", "-c", script])
             expected[plan["id"]] = code
             plans.append(plan)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
 import pytest
+
 from orch_runtime.client import RuntimeClient
 from orch_runtime.errors import InvalidConfig, WrongState
 from orch_runtime.plan import LogOptions, Plan
@@ -47,9 +47,7 @@ def test_exec_confinement(node: RuntimeNode, client: RuntimeClient, sleeper: Pla
 
 def test_exec_options(node: RuntimeNode, client: RuntimeClient, sleeper: Plan) -> None:
     """User, folder and environment of a command can be given; the container's environment is underneath."""
-    result = client.exec(
-        sleeper["id"], ["sh", "-c", "id -u; pwd; echo $A $HOME"], user="web", cwd="/tmp", env=["A=1"]
-    )
+    result = client.exec(sleeper["id"], ["sh", "-c", "id -u; pwd; echo $A $HOME"], user="web", cwd="/tmp", env=["A=1"])
     assert result.output.split() == ["1000", "/tmp", "1", "/home/web"]
     assert client.exec(sleeper["id"], ["nope"]).exit_code == 127
     assert "not found on PATH" in client.exec(sleeper["id"], ["nope"]).output
@@ -145,7 +143,7 @@ def test_log_of_a_symlink_is_refused(node: RuntimeNode, client: RuntimeClient) -
     """A log path that is a symbolic link is not followed."""
     target = node.folder / "innocent"
     link = node.folder / "link.log"
-    os.symlink(target, link)
+    link.symlink_to(target)
     plan = node.plan(["echo", "x"], log=LogOptions(str(link)))
     client.run(plan)
     assert node.wait_exit(client, plan["id"]).logs_dropped == 1

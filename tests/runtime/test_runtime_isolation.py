@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from orch_runtime.client import RuntimeClient
 from orch_runtime.errors import KernelError, StartFailed
 from runtime.runtime_node import RuntimeNode
@@ -53,7 +54,7 @@ def test_host_files_are_out_of_reach(node: RuntimeNode, client: RuntimeClient) -
 
 
 def test_capabilities_and_no_new_privileges(node: RuntimeNode, client: RuntimeClient) -> None:
-    """Root in a container has the twelve default capabilities, none of them inheritable or ambient, and no way to more."""
+    """Root in a container has the twelve default capabilities, none inheritable or ambient, and no way to more."""
     output = _shell(node, client, "grep -E 'Cap|NoNew' /proc/self/status")
     status = dict(line.split(":\t") for line in output.splitlines())
     # CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE SYS_CHROOT AUDIT_WRITE SETFCAP
@@ -176,7 +177,9 @@ def test_missing_network_namespace_is_named(node: RuntimeNode, client: RuntimeCl
 
 def test_sysctls(node: RuntimeNode, client: RuntimeClient) -> None:
     """Unprivileged programs may listen on low ports and ping inside the container: the default sysctls are set."""
-    output = _shell(node, client, "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/net/ipv4/ping_group_range")
+    output = _shell(
+        node, client, "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/net/ipv4/ping_group_range"
+    )
     assert output.split() == ["0", "0", "2147483647"]
 
 

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytest
+
 from orch_runtime.client import RuntimeClient
 from orch_runtime.errors import WrongState
 from orch_runtime.protocol import OomEvent
@@ -47,9 +48,7 @@ def test_out_of_memory_of_a_child(node: RuntimeNode, client: RuntimeClient) -> N
 def test_pids_limit(node: RuntimeNode, client: RuntimeClient) -> None:
     """A container cannot have more processes than its limit."""
     script = "for i in 1 2 3 4 5 6 7 8 9 10; do sleep 5 & done; wait"
-    plan = node.plan(
-        ["sh", "-c", script], change=lambda config: config["linux"]["resources"].update(pids={"limit": 5})
-    )
+    plan = node.plan(["sh", "-c", script], change=lambda config: config["linux"]["resources"].update(pids={"limit": 5}))
     state, output = node.run_to_end(client, plan)
     assert state.exit_code != 0
     assert "fork" in output

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from orch_runtime.client import RuntimeClient
 from orch_runtime.errors import AlreadyExists, NotFound, StartFailed, WrongState
 from runtime.runtime_node import RuntimeNode, first_exit, wait_for
@@ -94,7 +95,9 @@ def test_init_reaps_and_passes_the_code(node: RuntimeNode, client: RuntimeClient
 )
 def test_users(node: RuntimeNode, client: RuntimeClient, user: str, identity: str) -> None:
     """A user is resolved in the container's own /etc/passwd and /etc/group, with supplementary groups and HOME."""
-    state, output = node.run_to_end(client, node.plan(["sh", "-c", "id; echo $HOME; grep CapEff /proc/self/status"], user=user))
+    state, output = node.run_to_end(
+        client, node.plan(["sh", "-c", "id; echo $HOME; grep CapEff /proc/self/status"], user=user)
+    )
     assert state.exit_code == 0
     lines = output.splitlines()
     assert lines[0] == identity
@@ -118,7 +121,7 @@ def test_standard_streams_of_a_user(node: RuntimeNode, client: RuntimeClient) ->
 
 
 def test_environment_folder_umask_and_limits(node: RuntimeNode, client: RuntimeClient) -> None:
-    """Environment, working folder (made if missing), umask and resource limits are the plan's; nothing of ours leaks in."""
+    """Environment, working folder (made if missing), umask and limits are the plan's; nothing of ours leaks in."""
 
     def change(config: dict[str, Any]) -> None:
         process = config["process"]
@@ -204,7 +207,7 @@ def test_given_descriptors(node: RuntimeNode, client: RuntimeClient) -> None:
 
 
 def test_kill_everyone(node: RuntimeNode, client: RuntimeClient) -> None:
-    """kill with all signals every process of the container, grandchildren included."""
+    """Kill with all signals every process of the container, grandchildren included."""
     plan = node.plan(["sh", "-c", "sleep 100 & sleep 100 & trap : TERM; echo ready; wait; wait; exit 3"])
     client.run(plan)
     wait_for(lambda: "ready" in node.output(plan["id"]), "start")
