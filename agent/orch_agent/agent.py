@@ -88,7 +88,7 @@ class Agent:
             on_connected=self._network_connected,
         )
         self._runtime = Runtime(self._runtime_link)
-        self._network = NetworkSync(self._network_link, membership.node_id)
+        self._network = NetworkSync(self._network_link, membership.node_id, self._attached_tasks)
         self._stats = StatsReader(self._runtime)
         self._preparation = Preparation(
             node=self._node,
@@ -225,7 +225,10 @@ class Agent:
         await self.worker.runtime_connected()
 
     async def _network_connected(self) -> None:
-        await self._network.tell_everything()
+        await self._network.connected()
+
+    def _attached_tasks(self) -> list[str]:
+        return [task_id for task_id, controller in self.worker.controllers.items() if not controller.is_over]
 
     def _held(self) -> Holdings:
         return self.worker.held

@@ -9,6 +9,7 @@ is told anew.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Collection
 
 from orch_agent.errors import LinkLost, LinkRefused
 from orch_agent.packets import JsonObject, PacketLink
@@ -100,44 +101,56 @@ class NetworkSync:
 
     Args:
         link: the connection to it.
-        held: what is assigned now.
         node_id: this node.
+        alive: gives the ids of the tasks that still need their network.
     """
 
-    def __init__(self, link: PacketLink, node_id: str) -> None:
+    def __init__(self, link: PacketLink, node_id: str, alive: Callable[[], Collection[str]]) -> None:
         self._link = link
         self._node_id = node_id
+        self._alive = alive
         self._held = Holdings()
+        self._assigned = False
+        self._all_dirty = False
         self._dirty_services: set[str] = set()
         self._told_ports: dict[str, dict[_PortKey, protocol.PublishedPort]] = {}
         self._wake = asyncio.Event()
 
-    async def tell_everything(self) -> None:
-        """The whole wanted state, for a network process or an agent that has just come up.
+    async def connected(self) -> None:
+        """The network process is there (again): it is told everything, once it is known what that is.
+
+        A network process that was restarted goes on with the state it was told last; so there is no hurry, and an agent
+        that has not heard from the leader yet must not take away what tasks use.
 
         Raises:
             LinkLost: the link broke again; the caller comes back with the next connection.
         """
+        if self._assigned:
+            await self._tell_everything()
+
+    async def _tell_everything(self) -> None:
+        self._all_dirty = False
+        self._dirty_services.clear()
         held = self._held
-        # Ports first: while they lead to a network, it cannot be removed.
-        wanted_ports = self._wanted_ports()
-        kept = [port for ports in wanted_ports.values() for port in ports.values()]
         wanted = {network.id: network for network in map(network_wanted, held.networks.values()) if network is not None}
-        status = await self._ask(protocol.OP_STATUS)
         for network in wanted.values():
-            await self._ask(protocol.OP_NETWORK_SET, network=protocol.to_json(network))
+            await self._tell(protocol.OP_NETWORK_SET, network=protocol.to_json(network))
         by_network: dict[str, list[JsonObject]] = {network_id: [] for network_id in wanted}
         for service in held.services.values():
             for network_id, known in services_on_networks(service).items():
                 if network_id in by_network:
                     by_network[network_id].append(protocol.to_json(known))
         for network_id, services in by_network.items():
-            await self._ask(protocol.OP_SERVICES_SET, network_id=network_id, services=services)
-        await self._ask(protocol.OP_PORTS_SET, ports=[protocol.to_json(port) for port in kept])
-        for network_id in set(status["networks"]) - wanted.keys():
-            await self._ask(protocol.OP_NETWORK_REMOVE, id=network_id)
-        self._told_ports = wanted_ports
-        self._dirty_services.clear()
+            await self._tell(protocol.OP_SERVICES_SET, network_id=network_id, services=services)
+        # Ports before the removal of networks: while a port leads to a network, it cannot be removed.
+        self._told_ports = self._wanted_ports()
+        ports = [protocol.to_json(port) for ports in self._told_ports.values() for port in ports.values()]
+        await self._tell(protocol.OP_PORTS_SET, ports=ports)
+        present = await self._tell(protocol.OP_STATUS)
+        for task_id in set(present.get("tasks", ())) - set(self._alive()) - held.tasks.keys():
+            await self._tell(protocol.OP_DETACH, task_id=task_id)
+        for network_id in set(present.get("networks", ())) - self._held.networks.keys():
+            await self._tell(protocol.OP_NETWORK_REMOVE, id=network_id)
 
     def apply(self, held: Holdings, delta: Delta) -> list[asyncio.Task[JsonObject]]:
         """Takes a change of assignments in; networks are set before this returns to the loop, so that tasks may attach.
@@ -146,6 +159,8 @@ class NetworkSync:
             the requests under way, to be awaited by their owner.
         """
         self._held = held
+        self._assigned = True
+        self._all_dirty = self._all_dirty or delta.complete
         requests = []
         for network_id in delta.networks:
             network = network_wanted(held.networks[network_id])
@@ -175,11 +190,12 @@ class NetworkSync:
                 await self._flush()
             except LinkLost:
                 continue  # everything is told anew when the link is back
-            except LinkRefused as error:
-                log.warning("network.refused", why=str(error))
             await asyncio.sleep(TELL_INTERVAL_S)
 
     async def _flush(self) -> None:
+        if self._all_dirty:
+            await self._tell_everything()
+            return
         dirty, self._dirty_services = self._dirty_services, set()
         for service_id in dirty:
             service = self._held.services.get(service_id)
@@ -187,9 +203,9 @@ class NetworkSync:
                 continue
             for network_id, known in services_on_networks(service).items():
                 if network_id in self._held.networks:
-                    await self._ask(protocol.OP_SERVICE_PATCH, network_id=network_id, service=protocol.to_json(known))
+                    await self._tell(protocol.OP_SERVICE_PATCH, network_id=network_id, service=protocol.to_json(known))
             for operation, fields in self._port_requests(service_id):
-                await self._link.call_now(operation, fields)
+                await self._tell(operation, **fields)
 
     def _port_requests(self, service_id: str) -> list[tuple[str, JsonObject]]:
         """What brings the told ports of a service to the wanted ones; they count as told from now on."""
@@ -223,5 +239,10 @@ class NetworkSync:
     def _start(self, operation: str, fields: JsonObject) -> asyncio.Task[JsonObject]:
         return asyncio.get_running_loop().create_task(self._link.call(operation, fields))
 
-    async def _ask(self, operation: str, **fields: object) -> JsonObject:
-        return await self._link.call_now(operation, fields)
+    async def _tell(self, operation: str, **fields: object) -> JsonObject:
+        """Says one thing; what is refused is logged and does not keep the rest from being said."""
+        try:
+            return await self._link.call_now(operation, fields)
+        except LinkRefused as error:
+            log.warning("network.refused", operation=operation, why=str(error))
+            return {}

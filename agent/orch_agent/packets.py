@@ -80,6 +80,11 @@ class PacketLink:
                     self._ready.set()
                     await self._lost.wait()
                 except LinkLost:
+                    await asyncio.sleep(RECONNECT_FIRST_S)
+                    continue
+                except LinkRefused as error:
+                    log.warning("link.greeting_refused", process=self.name, why=str(error))
+                    await asyncio.sleep(RECONNECT_LAST_S)
                     continue
                 finally:
                     self._disconnect("the connection was lost")

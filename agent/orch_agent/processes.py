@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -94,6 +95,8 @@ def manager_command(
         metrics_address,
         "--log-level",
         log_level,
+        "--parent-pid",
+        str(os.getpid()),
     )
     if bootstrap is not None:
         command += ["--bootstrap", str(bootstrap)]

@@ -86,6 +86,10 @@ class Runtime:
             if error.kind != NotFound.kind:
                 raise
 
+    async def delete_now(self, container_id: str) -> None:
+        """Like :meth:`delete`, on the connection as it is."""
+        await self.link.call_now(protocol.OP_DELETE, {"id": container_id, "force": True})
+
     async def execute(
         self, container_id: str, command: Sequence[str], *, timeout_s: float, max_output_bytes: int
     ) -> protocol.ExecResult:

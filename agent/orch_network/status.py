@@ -39,6 +39,7 @@ def status(engine: Engine) -> dict[str, object]:
             "namespaces": len(os.listdir(engine.places.namespaces)),
         },
         "networks": networks,
+        "tasks": sorted(engine.tasks),
         "warnings": _warnings(engine),
         "counters": stats(engine),
     }

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
+import os
 import random
 import signal
 import sys
@@ -26,6 +28,7 @@ from orch_rpc.errors import OrchError
 
 _log = logs.get("manager")
 EXIT_FAILED = 1
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 EXIT_STATE_UNUSABLE = 3
 
 
@@ -46,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bootstrap", type=Path, help="first objects of a new cluster; ignored when there is one")
     metrics = f"127.0.0.1:{defaults.MANAGER_METRICS_PORT}"
     parser.add_argument("--metrics-address", default=metrics, help="where /metrics is served; empty: nowhere")
+    parser.add_argument("--parent-pid", type=int, default=0, help="end when this process, which started it, ends")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return parser
 
@@ -73,9 +77,22 @@ async def _run(arguments: argparse.Namespace) -> None:
     await Manager(options, make_engine).run(stop)
 
 
+def _die_with(parent_pid: int) -> None:
+    """Has the kernel end this process when the one that started it ends (prctl(2), PR_SET_PDEATHSIG).
+
+    A manager that outlived a killed orchd would keep the next one's manager from starting. SIGKILL loses nothing: what
+    is acknowledged is on the disk.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent_pid:
+        sys.exit(EXIT_FAILED)  # it ended before the kernel was told
+
+
 def main() -> None:
     """Entry point."""
     arguments = _parser().parse_args()
+    if arguments.parent_pid:
+        _die_with(arguments.parent_pid)
     logs.configure(level=arguments.log_level)
     try:
         asyncio.run(_run(arguments))

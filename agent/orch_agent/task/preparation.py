@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -179,6 +179,14 @@ class Preparation:
     async def release(self, task: objects.Task) -> None:
         """Removes the task's root file system and anonymous volumes; its log and record stay."""
         await asyncio.to_thread(self._release_files, task)
+
+    def sweep(self, live: Collection[str]) -> None:
+        """Removes the root file systems and logs of tasks that nobody knows any more."""
+        self._snapshots.sweep(live)
+        if self._log_folder.exists():
+            for folder in self._log_folder.iterdir():
+                if folder.name not in live:
+                    files.remove_task_files(folder)
 
     def forget(self, task_id: str) -> None:
         """Removes the last traces of a task that the leader has forgotten: its log."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from orch_agent.build.runtime_runner import CONTAINER_PREFIX as BUILD_PREFIX
 from orch_agent.errors import LinkLost, LinkRefused
 from orch_agent.network_sync import NetworkSync
 from orch_agent.packets import JsonObject
@@ -155,6 +156,7 @@ class Worker:
             self._runtime_seen = True
             for record in self._records.load():
                 self._adopt(record, containers.get(record.task.id))
+            await self._remove_leftovers(containers)
             self._found_again.set()
         for container in containers.values():
             controller = self.controllers.get(container.id)
@@ -163,6 +165,13 @@ class Worker:
         for task_id, controller in self.controllers.items():
             if task_id not in containers:
                 controller.container_vanished()
+
+    async def _remove_leftovers(self, containers: dict[str, ContainerView]) -> None:
+        """Removes what an agent that was killed left halfway: steps of builds, root file systems of forgotten tasks."""
+        for container_id in containers:
+            if container_id.startswith(BUILD_PREFIX):
+                await self._around.runtime.delete_now(container_id)
+        await asyncio.to_thread(self._preparation.sweep, set(self.controllers))
 
     def _adopt(self, record: Record, found: ContainerView | None) -> None:
         log.info("task.adopted", task=record.task.id, container=found is not None)
@@ -179,7 +188,7 @@ class Worker:
                 unowned = {
                     container_id
                     for container_id in now - self.controllers.keys()
-                    if not container_id.startswith("build-")
+                    if not container_id.startswith(BUILD_PREFIX)
                 }
                 for container_id in unowned & strays:  # seen twice, so not one that is just being made
                     log.warning("container.stray_removed", container=container_id)
