@@ -95,7 +95,7 @@ async def something_happens(cluster: SimulatedCluster, chance: random.Random) ->
 
 @pytest.mark.parametrize("seed", range(24))
 def test_any_sequence_of_events_converges_and_breaks_no_invariant(seed: int) -> None:
-    """Applies, scales, removals, crashes, lost and drained nodes and restarts of the manager end in the wanted state."""
+    """Applies, scales, removals, crashes, lost and drained nodes and restarts of the manager end as wanted."""
     run(storm(seed))
 
 

@@ -31,6 +31,8 @@ class Session:
         self.node_id = node_id
         self.assignments = assignments
         self.wake = asyncio.Event()
+        # The complete set is due from the start, also when nothing changes.
+        self.wake.set()
         self.assignments_dirty = True
         self.end_reason: SessionEnd | None = None
         self._outbox: deque[ManagerMessage] = deque()

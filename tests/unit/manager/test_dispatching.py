@@ -1,0 +1,173 @@
+"""What nodes are told, and what they are believed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orch_manager import tasks as states
+from orch_manager.clock import IdSource
+from orch_manager.dispatcher import statuses
+from orch_manager.dispatcher.assignments import NodeAssignments, in_messages
+from orch_manager.dispatcher.endpoints import EndpointBook
+from orch_manager.dispatcher.liveness import Liveness
+from orch_manager.store.tables import State
+from orch_proto.dispatcher_pb2 import AssignmentChange, TaskStatusUpdate
+from orch_proto.objects_pb2 import Config, Network, Secret, Service, Stack, Task
+
+
+def world() -> State:
+    """Two services on two networks, a secret each, one task of each on a node of its own."""
+    state = State()
+    stack = Stack(id="stack")
+    stack.annotations.name = "shop"
+    state.put(stack)
+    for name, net, node_id in (("web", "front", "a"), ("db", "back", "b")):
+        network = Network(id=net)
+        network.spec.internal = net == "back"
+        state.put(network)
+        state.put(Secret(id=f"{name}-key"))
+        service = Service(id=name, stack_id="stack")
+        service.spec.annotations.name = f"shop_{name}"
+        service.spec.task.networks.add(target=net, aliases=["also"])
+        service.endpoint.virtual_ips.add(network_id=net, address="10.0.0.2")
+        state.put(service)
+        state.put(running(name, net, node_id))
+    return state
+
+
+def running(name: str, net: str, node_id: str) -> Task:
+    task = Task(id=f"{name}-1", service_id=name, slot=1, node_id=node_id, desired_state=states.RUNNING)
+    task.service_name = f"shop_{name}"
+    task.status.state = states.RUNNING
+    task.networks.add(network_id=net, addresses=["10.0.0.5/24"])
+    task.spec.container.secrets.add(secret_id=f"{name}-key")
+    return task
+
+
+def told(changes: list[AssignmentChange]) -> set[tuple[int, str, str]]:
+    found = set()
+    for change in changes:
+        kind = change.assignment.WhichOneof("item")
+        assert kind is not None
+        item: Any = getattr(change.assignment, kind)
+        found.add((change.action, kind, item.service_id if kind == "service" else item.id))
+    return found
+
+
+def test_a_node_learns_what_its_tasks_need_and_no_more() -> None:
+    """The other node's secret, network and service stay unknown; when the task ends, what it needed is taken back."""
+    state = world()
+    book = EndpointBook(state)
+    node = NodeAssignments("a", state, book)
+    node.mark_everything()
+    assert told(node.changes()) == {
+        (1, "task", "web-1"),
+        (1, "network", "front"),
+        (1, "secret", "web-key"),
+        (1, "service", "web"),
+    }
+    assert node.changes() == []
+    old = state.get(Task, "web-1")
+    assert old is not None
+    ended = running("web", "front", "a")
+    ended.status.state = states.FAILED
+    state.put(ended)
+    assert node.observe(Task, "web-1", old, ended)
+    assert told(node.changes()) == {(2, "network", "front"), (2, "secret", "web-key"), (2, "service", "web")}
+    state.remove(Task, "web-1")
+    assert node.observe(Task, "web-1", ended, None)
+    assert told(node.changes()) == {(2, "task", "web-1")}
+
+
+def test_what_an_agent_said_is_not_echoed() -> None:
+    """A mere change of status is no news to the node it came from; a change of desired state is."""
+    state = world()
+    node = NodeAssignments("a", state, EndpointBook(state))
+    node.mark_everything()
+    node.changes()
+    old, new = state.get(Task, "web-1"), running("web", "front", "a")
+    new.status.message = "healthy"
+    assert not node.observe(Task, "web-1", old, new)
+    new.desired_state = states.SHUTDOWN
+    state.put(new)
+    assert node.observe(Task, "web-1", old, new)
+    assert told(node.changes()) == {(1, "task", "web-1")}
+
+
+def test_published_services_are_known_everywhere() -> None:
+    """A node without a task of a service answers on its published port: it knows the backends."""
+    state = world()
+    published = Service()
+    published.CopyFrom(state.get(Service, "web") or Service())
+    published.endpoint.ports.add(target_port=80, published_port=8080)
+    state.put(published)
+    book = EndpointBook(state)
+    node = NodeAssignments("b", state, book)
+    node.mark_everything()
+    services = {item for item in told(node.changes()) if item[1] == "service"}
+    assert services == {(1, "service", "web"), (1, "service", "db")}
+    described = book.get("web")
+    assert described is not None
+    assert described.ingress_network_id == "front"
+    assert [each.address for each in described.networks[0].endpoints] == ["10.0.0.5"]
+    assert list(described.networks[0].aliases) == ["web", "also"]
+
+
+def test_only_tasks_that_run_and_are_wanted_get_traffic() -> None:
+    """A task that is to stop leaves the balancer before it stops; one that is not healthy yet is not in it."""
+    for state_now, desired in ((states.STARTING, states.RUNNING), (states.RUNNING, states.SHUTDOWN)):
+        state = world()
+        task = running("web", "front", "a")
+        task.status.state, task.desired_state = state_now, desired
+        state.put(task)
+        described = EndpointBook(state).get("web")
+        assert described is not None
+        assert not described.networks[0].endpoints
+
+
+def test_large_sets_come_in_parts() -> None:
+    """Messages hold at most a hundred changes and little more than two MiB; all but the last say that more follows."""
+    changes = [AssignmentChange(action=1) for _ in range(250)]
+    for change in changes:
+        change.assignment.config.CopyFrom(Config(id="x"))
+    parts = list(in_messages(changes, complete=True, applies_to="", results_in="s-1"))
+    assert [(len(part.changes), part.more) for part in parts] == [(100, True), (100, True), (50, False)]
+    for change in changes:
+        change.assignment.config.spec.data = bytes(900_000)
+    parts = list(in_messages(changes[:5], complete=False, applies_to="s-1", results_in="s-2"))
+    assert [len(part.changes) for part in parts] == [2, 2, 1]
+    assert len(list(in_messages([], complete=True, applies_to="", results_in="s-1"))) == 1
+
+
+def test_a_node_is_believed_about_its_own_tasks_and_forward_only() -> None:
+    """Statuses of other nodes' tasks, older states, and second endings are dropped with the reason."""
+    task = running("web", "front", "a")
+
+    def reason(state: int, node_id: str = "a", known: Task | None = task) -> str:
+        update = TaskStatusUpdate(task_id="web-1")
+        update.status.state = state  # type: ignore[assignment]  # an enum's number
+        return statuses.refusal(known, update, node_id)
+
+    assert reason(704) == ""
+    assert reason(512) == ""
+    assert reason(448) == "older than what is known"
+    assert reason(704, "b") == "another node's task"
+    assert reason(704, known=None) == "unknown task"
+    assert reason(64) == "not the node's to say"
+    task.status.state = states.COMPLETE
+    assert reason(704) == "the task has ended already"
+
+
+def test_a_silent_node_is_overdue_after_three_periods_and_after_an_election_after_six() -> None:
+    """Heartbeats move the deadline; each silence is told once."""
+    liveness = Liveness(IdSource(), 5_000)
+    liveness.expect_after_election("a", 0.0)
+    liveness.heard("b", 0.0)
+    assert liveness.overdue(14.9) == []
+    assert liveness.overdue(15.0) == ["b"]
+    assert liveness.overdue(29.9) == []
+    liveness.heard("a", 29.9)
+    assert liveness.overdue(44.8) == []
+    assert liveness.overdue(44.9) == ["a"]
+    assert liveness.overdue(99.0) == []
+    assert 4_500 <= liveness.next_period_ms() <= 5_500
