@@ -66,8 +66,10 @@ def test_escaped_text_comes_through(text: str) -> None:
 def test_required_variable_names_file_line_and_message() -> None:
     """``${V:?message}`` without a value tells file, line, attribute and message."""
     assert service_problems("hostname: ${HOST:?give a host}") == [
-        "a.yml:4: services.web.hostname: the variable HOST is not set; give a host; "
-        "set it in the environment or in .env: HOST=…"
+        (
+            "a.yml:4: services.web.hostname: the variable HOST is not set; give a host; "
+            "set it in the environment or in .env: HOST=…"
+        )
     ]
 
 

@@ -248,7 +248,8 @@ def test_resources_from_old_and_new_attributes() -> None:
 def test_dependencies_are_carried_and_warned_about() -> None:
     """``depends_on`` is kept in both forms, and a warning says that the order is not enforced."""
     loaded = load(
-        "services: {a: {image: x, depends_on: {b: {condition: service_healthy}}}, b: {image: y, healthcheck: {test: x}}}"
+        "services: {a: {image: x, depends_on: {b: {condition: service_healthy}}},"
+        " b: {image: y, healthcheck: {test: x}}}"
     )
     assert [(item.service, item.condition) for item in loaded.spec.services[0].depends_on] == [
         ("shop_b", DEPENDENCY_CONDITION_HEALTHY)
