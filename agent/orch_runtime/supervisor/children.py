@@ -47,7 +47,10 @@ class Child:
         self.ended = False
         self.warnings: list[str] = []
         self.failure: tuple[int, str] | None = None
+        # Device rules that hold for its group already.
+        self.device_rules: list[str] = []
         self.on_change: Callable[[], None] | None = None
+        self.on_ready: Callable[[], None] | None = None
 
     def read(self) -> None:
         """Take in what the child has said so far."""
@@ -92,6 +95,7 @@ class ChildPool:
         self._stages: list[StagePlan] = []
         self._stage_key = ""
         self._wants_netns = False
+        self._device_rules: list[str] = []
         self._failures = 0
         self._paused_until = 0.0
         self.hits = 0
@@ -132,8 +136,11 @@ class ChildPool:
             self._loop.forget(child.channel.fileno())
         if child.on_change is not None:
             child.on_change()
-        elif child.prepared:
+        elif child.prepared and child in self._idle:
             self._failures = 0
+            if self._device_rules:
+                self._cgroups.set_limits(child.cgroup, {"devices": self._device_rules})
+                child.device_rules = self._device_rules
         if child.on_change is None and child.ended and child in self._idle:
             self._idle.remove(child)
             self._failures += 1
@@ -148,11 +155,14 @@ class ChildPool:
         """Return a child for the plan: a pooled one if its stages fit, else a new one."""
         self._stages, self._stage_key = plan["stage"], plan["stage_key"]
         self._wants_netns = plan["network"] == "new"
+        self._device_rules = plan["limits"].get("devices", [])
         fitting = [child for child in self._idle if child.stage_key == plan["stage_key"] and not child.ended]
         # One whose network namespace fits too saves most; one without can still make it.
         fitting.sort(key=lambda child: (child.prepared, child.has_netns == self._wants_netns), reverse=True)
         for child in fitting:
             if child.has_netns and plan["network"] == "host":
+                continue
+            if child.device_rules and child.device_rules != self._device_rules:
                 continue
             self._idle.remove(child)
             self.hits += 1
@@ -165,7 +175,8 @@ class ChildPool:
         if not self._stage_key or time.monotonic() < self._paused_until:
             return False
         for child in self._idle:
-            if child.stage_key != self._stage_key or child.has_netns != self._wants_netns:
+            rules_differ = child.prepared and child.device_rules != self._device_rules
+            if child.stage_key != self._stage_key or child.has_netns != self._wants_netns or rules_differ:
                 self._idle.remove(child)
                 self.discard(child)
                 return True

@@ -166,16 +166,20 @@ class Engine:
             container.pipes = [os.fstat(fd).st_ino for fd in readers]
             container.log = LogPump(self.loop, self.scratch, readers, container.log_options)
             self.store.put(f"log:{container.id}", readers)
-        container.warnings = self.cgroups.set_limits(child.cgroup, plan["limits"])
+        rules = plan["limits"].get("devices", [])
+        others: LimitsPlan = {key: value for key, value in plan["limits"].items() if key != "devices"}  # type: ignore[assignment]
+        container.warnings = self.cgroups.set_limits(child.cgroup, others)
         container.oom_fd = child.oom_fd
         container.created_at_unix_ms = unix_ms()
-        if start:
-            self._commit_running(container, request)
+
+        def commit() -> None:
+            self._commit(container, request, start=start)
+
+        if child.device_rules == rules:
+            commit()
         else:
-            self.store.put(f"control:{container.id}", [child.channel.fileno()])
-            container.status = names.STATUS_CREATED
-            container.commit(request)
-            container.status = names.STATUS_CREATING
+            # Until it is ready the child makes devices itself; and nothing may be promised before its rules are set.
+            child.on_ready = lambda: self._restrict_devices(container, rules, commit)
         self.by_pid[container.pid] = container
         if container.oom_fd < 0:
             container.oom_fd = self.cgroups.watch_oom(child.cgroup)
@@ -184,7 +188,23 @@ class Engine:
         child.read()
         self._on_child(container)
 
-    def _commit_running(self, container: Container, request: bytes) -> None:
+    def _restrict_devices(self, container: Container, rules: list[str], then: Callable[[], None]) -> None:
+        try:
+            if rules:
+                container.warnings += self.cgroups.set_limits(container.cgroup, {"devices": rules})
+            then()
+        except (RuntimeFailure, OSError) as error:
+            self._abort(container, error)
+
+    def _commit(self, container: Container, request: bytes, *, start: bool) -> None:
+        """Write the state file, by which the container exists; then let it go on, if it is to."""
+        if not start:
+            assert container.child is not None
+            self.store.put(f"control:{container.id}", [container.child.channel.fileno()])
+            container.status = names.STATUS_CREATED
+            container.commit(request)
+            container.status = names.STATUS_CREATING
+            return
         container.started_at_unix_ms = container.created_at_unix_ms
         container.status = names.STATUS_RUNNING
         container.commit(request)
@@ -201,6 +221,11 @@ class Engine:
         child = container.child
         if child is None:
             return
+        if child.ready and child.on_ready is not None:
+            on_ready, child.on_ready = child.on_ready, None
+            on_ready()
+            if container.child is None:
+                return
         if child.ended:
             self.loop.forget(child.channel.fileno())
             if child.failure is None and child.executing:
