@@ -181,11 +181,14 @@ class Preparation:
         await asyncio.to_thread(self._release_files, task)
 
     def sweep(self, live: Collection[str]) -> None:
-        """Removes the root file systems and logs of tasks that nobody knows any more."""
+        """Removes the root file systems of tasks that are not alive."""
         self._snapshots.sweep(live)
+
+    def sweep_logs(self, known: Collection[str]) -> None:
+        """Removes the logs of tasks that the leader has forgotten; those of ended tasks stay as long as it has them."""
         if self._log_folder.exists():
             for folder in self._log_folder.iterdir():
-                if folder.name not in live:
+                if folder.name not in known:
                     files.remove_task_files(folder)
 
     def forget(self, task_id: str) -> None:

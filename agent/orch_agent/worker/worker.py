@@ -102,6 +102,8 @@ class Worker:
                 self._give_up(task_id)
             elif controller.status.state > task.status.state:
                 self._reporter.report(task_id, controller.status)
+        known = {*self.held.tasks, *self.controllers}
+        self._group.create_task(asyncio.to_thread(self._preparation.sweep_logs, known))
 
     def _begin(self, controller: TaskController) -> None:
         task_id = controller.task.id
@@ -118,7 +120,7 @@ class Worker:
         self._reporter.forget(task_id)
         if controller is not None:
             controller.give_up()
-            self._group.create_task(self._forget_when_over(task_id))
+        self._group.create_task(self._forget_when_over(task_id))
 
     async def _forget_when_over(self, task_id: str) -> None:
         life = self._lives.get(task_id)
