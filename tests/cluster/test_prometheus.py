@@ -64,6 +64,7 @@ class Prometheus:
 def prometheus(clean: Playground, tmp_path: Path) -> Iterator[Prometheus]:
     configuration = clean.layout.scrape_file.read_text().replace("scrape_interval: 5s", "scrape_interval: 1s")
     (tmp_path / "prometheus.yml").write_text(configuration + f"rule_files: [{DEPLOY}/prometheus/rules/*.yml]\n")
+    log = (tmp_path / "log").open("w")
     process = subprocess.Popen(
         [
             "prometheus",
@@ -72,7 +73,7 @@ def prometheus(clean: Playground, tmp_path: Path) -> Iterator[Prometheus]:
             f"--web.listen-address={ADDRESS}",
         ],
         stdout=subprocess.DEVNULL,
-        stderr=(tmp_path / "log").open("w"),
+        stderr=log,
     )
     try:
         asked = Prometheus()
@@ -81,6 +82,7 @@ def prometheus(clean: Playground, tmp_path: Path) -> Iterator[Prometheus]:
     finally:
         process.terminate()
         process.wait(20)
+        log.close()
 
 
 def test_prometheus_sees_the_cluster_and_its_containers(clean: Playground, prometheus: Prometheus) -> None:

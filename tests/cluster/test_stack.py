@@ -248,7 +248,7 @@ services:
   reader:
     image: test:1
     init: true
-    command: ["sh", "-c", "wc -c < /run/secrets/password; cat /etc/motto; exec sleep infinity"]
+    command: ["sh", "-c", "wc -c < /run/secrets/password; cat /etc/motto; echo; exec sleep infinity"]
     secrets: [password]
     configs: [{source: motto, target: /etc/motto}]
 secrets:
