@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import getpass
 import os
 import sys
@@ -130,6 +129,8 @@ def _author() -> str:
 
 async def _apply(stub: ControlAsyncStub, request: ApplyStackRequest, deadline: float) -> ApplyStackResponse:
     """Applies the stack; repeats while no manager answers, which is safe as the same stack again changes nothing."""
+    import asyncio
+
     from orch_cli.connection import calling
     from orch_rpc.errors import Unavailable
 

@@ -6,8 +6,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Coroutine, Mapping
+from typing import Any, Final
 
 from orch_cli.errors import EXIT_OK, CliError
 from orch_cli.verbs import Verb
@@ -19,19 +19,27 @@ def _configure_version(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("text", "json"), default="text", help="text or json")
 
 
-async def _run_version(arguments: argparse.Namespace) -> int:
-    """The client's version, and the daemon's where it runs; without one that is no error."""
-    server = ""
-    if not arguments.client:
-        from orch_cli.connection import calling, daemon
-        from orch_proto.daemon_pb2 import NodeInfoRequest
+def _run_version(arguments: argparse.Namespace) -> int | Coroutine[Any, Any, int]:
+    """The client's version, and the daemon's where it runs."""
+    return _print_versions(arguments, "") if arguments.client else _ask_version(arguments)
 
-        try:
-            async with daemon(arguments.host) as stub:
-                with calling("ask this node's daemon"):
-                    server = (await stub.NodeInfo(NodeInfoRequest(), timeout=5)).version
-        except CliError as error:
-            print(f"no version of the daemon: {error.why or error.what}", file=sys.stderr)
+
+async def _ask_version(arguments: argparse.Namespace) -> int:
+    """Asks the daemon; that none runs is no error."""
+    from orch_cli.connection import calling, daemon
+    from orch_proto.daemon_pb2 import NodeInfoRequest
+
+    server = ""
+    try:
+        async with daemon(arguments.host) as stub:
+            with calling("ask this node's daemon"):
+                server = (await stub.NodeInfo(NodeInfoRequest(), timeout=5)).version
+    except CliError as error:
+        print(f"no version of the daemon: {error.why or error.what}", file=sys.stderr)
+    return _print_versions(arguments, server)
+
+
+def _print_versions(arguments: argparse.Namespace, server: str) -> int:
     if arguments.format == "json":
         print(json.dumps({"client": VERSION, "daemon": server or None}))
     else:
