@@ -46,25 +46,20 @@ async def measure(replicas: int) -> None:
         await all_running(agent, replicas)
         print(
             f"{replicas} replicas: deployed in {time.perf_counter() - started:.2f} s, "
-            f"manager CPU {manager.cpu_s() - cpu_s:.2f} s, memory {idle_kib / 1024:.0f} -> {manager.pss_kib() / 1024:.0f} MiB"
+            f"manager CPU {manager.cpu_s() - cpu_s:.2f} s, memory {idle_kib // 1024} -> {manager.pss_kib() // 1024} MiB"
         )
         healing = []
         tasks = await agent.until(replicas)
         for victim in tasks[: min(FAILURES, replicas)]:
             started = time.perf_counter()
             await agent.say((victim.id, 704))
-            while not [
-                t
-                for t in agent.tasks.values()
-                if t.slot == victim.slot and t.desired_state == 512 and t.id != victim.id
-            ]:
+            while not _replaced(agent, victim):
                 agent.told.clear()
                 await agent.told.wait()
             healing.append((time.perf_counter() - started) * 1000)
         healing.sort()
-        print(
-            f"  failure told -> replacement assigned: median {healing[len(healing) // 2]:.1f} ms, worst {healing[-1]:.1f}"
-        )
+        median_ms = healing[len(healing) // 2]
+        print(f"  failure told -> replacement assigned: median {median_ms:.1f} ms, worst {healing[-1]:.1f}")
         started = time.perf_counter()
         await agent.control.RemoveStack(control.RemoveStackRequest(name="shop"))
         while (await agent.control.ClusterInfo(control.ClusterInfoRequest())).stacks:  # noqa: ASYNC110 - another process
