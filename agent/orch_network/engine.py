@@ -31,6 +31,7 @@ from orch_network.store import WantedStore
 from orch_network.tasknet import FreshNamespace, InterfacePlan, NamespacePool, ResolverSockets, configure_requests
 
 _REFILL_AFTER_S = 0.05
+_FORGET_AFTER_S = 0.1
 
 KIND_NETWORK, KIND_TASK, KIND_SERVICE, KIND_PORT = "network", "task", "service", "port"
 
@@ -87,6 +88,7 @@ class Engine:
         self.tasks: dict[str, Task] = {}
         self.ports: dict[tuple[str, str, int], PublishedPort] = {}
         self._refill: Timer | None = None
+        self._forgetting = False
         os.makedirs(places.namespaces, mode=0o700, exist_ok=True)
 
     # ---- networks --------------------------------------------------------------------------------------------------
@@ -291,7 +293,7 @@ class Engine:
         for service in changed:
             self._save_service(network_id, service)
         router.put_services(changed, removed)
-        self.loop.soon(self._forget_stale_flows)
+        self._forget_soon()
 
     def service_patch(self, network_id: str, service: Service) -> None:
         """Add or replace one service: the cost is that of its own endpoints."""
@@ -303,7 +305,7 @@ class Engine:
         self._check_services(router, (service,), router.services.keys() - {service.id})
         self._save_service(network_id, service)
         router.put_service(service)
-        self.loop.soon(self._forget_stale_flows)
+        self._forget_soon()
 
     def service_remove(self, network_id: str, service_id: str) -> None:
         """Forget one service; one that is gone is fine."""
@@ -311,7 +313,7 @@ class Engine:
         self.store.remove(KIND_SERVICE, f"{network_id}+{service_id}")
         self.zones[network_id].remove(service_id)
         router.put_services([], [service_id])
-        self.loop.soon(self._forget_stale_flows)
+        self._forget_soon()
 
     def _save_service(self, network_id: str, service: Service) -> None:
         record = {"network_id": network_id, "service": to_json(service)}
@@ -338,7 +340,14 @@ class Engine:
                     f"one of the two must change"
                 )
 
+    def _forget_soon(self) -> None:
+        """Many changes, one walk through the connections: it takes milliseconds, as the kernel has one table for all."""
+        if not self._forgetting:
+            self._forgetting = True
+            self.loop.after(_FORGET_AFTER_S, self._forget_stale_flows)
+
     def _forget_stale_flows(self) -> None:
+        self._forgetting = False
         for router in self.routers.values():
             self.counters.flows_forgotten += router.forget_stale_flows()
 
@@ -359,7 +368,7 @@ class Engine:
         for network_id, router in self.routers.items():
             router.set_ports(ports_of_network(wanted.values(), network_id))
         self.node.publish(wanted.values(), self.routers)
-        self.loop.soon(self._forget_stale_flows)
+        self._forget_soon()
 
     def port_patch(self, port: PublishedPort) -> None:
         """Add or replace one published port."""
@@ -376,7 +385,7 @@ class Engine:
         router = self.routers[port.network_id]
         router.put_port(port)
         self.node.publish_one(port, router)
-        self.loop.soon(self._forget_stale_flows)
+        self._forget_soon()
 
     def port_remove(self, host_ip: str, protocol: str, published: int) -> None:
         """Close one published port; one that is closed is fine."""
@@ -386,7 +395,7 @@ class Engine:
         self.store.remove(KIND_PORT, _port_file(port))
         self.node.unpublish_one(port)
         self._withdraw(port)
-        self.loop.soon(self._forget_stale_flows)
+        self._forget_soon()
 
     def _withdraw(self, port: PublishedPort) -> None:
         """Take a port out of its router unless another address of the node still leads to it."""
