@@ -106,15 +106,20 @@ class ControlServer:
         try:
             if size > limits.MAX_MESSAGE_BYTES:
                 raise InvalidRequest(f"a packet exceeds {limits.MAX_MESSAGE_BYTES} bytes")
-            message = protocol.decode(self._buffer[:size])
-            seq = message.pop("seq", None)
-            answer = self._perform(message)
+            request = protocol.decode(self._buffer[:size])
+            seq = request.pop("seq", None)
+            answer = self._perform(request)
             if answer.netns:
                 fd = netns.open_namespace(answer.netns)
             packet = protocol.encode({"seq": seq, "ok": answer.value})
         except NetworkFailure as failure:
             self._counters.failed(failure.kind)
             packet = protocol.encode({"seq": seq, "error": {"kind": failure.kind, "message": str(failure)[:4096]}})
+        except Exception as failure:
+            # A defect of ours: the client must not wait for ever, and the loop logs and counts it.
+            message = f"{type(failure).__name__}: {failure}; the log of the network process has the place"
+            self._send(client, protocol.encode({"seq": seq, "error": {"kind": "internal", "message": message}}), fd)
+            raise
         self._send(client, packet, fd)
 
     def _perform(self, message: dict[str, Any]) -> Answer:

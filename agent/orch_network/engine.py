@@ -341,7 +341,7 @@ class Engine:
                 )
 
     def _forget_soon(self) -> None:
-        """Many changes, one walk through the connections: it takes milliseconds, as the kernel has one table for all."""
+        """Many changes, one walk through the connections: it takes milliseconds, the kernel has one table for all."""
         if not self._forgetting:
             self._forgetting = True
             self.loop.after(_FORGET_AFTER_S, self._forget_stale_flows)

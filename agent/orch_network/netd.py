@@ -22,7 +22,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orch_network import limits
 from orch_network.control import ControlServer, bind_control_socket
 from orch_network.counters import Counters
 from orch_network.dns.resolver import Resolver
@@ -32,7 +31,7 @@ from orch_network.errors import Conflict, InvalidRequest, NetworkFailure
 from orch_network.keeper_store import KeeperStore
 from orch_network.loop import Loop
 from orch_network.operations import make_operations
-from orch_network.reconcile import reconcile, remove_everything, restore
+from orch_network.reconcile import Patrol, Repair, reconcile, remove_everything, restore
 from orch_network.store import WantedStore
 
 _LISTENER = "listener"
@@ -91,7 +90,9 @@ class Netd:
             os.close(fd)
             self._keeper.drop(name)
         self._prepare_node()
-        self._reconcile()
+        for repair in reconcile(self.engine):
+            self._log_repair(repair)
+        Patrol(self.engine, self._log_repair).start()
         operations = make_operations(self.engine, self._shutdown)
         self._control = ControlServer(self.loop, listener, operations, self._counters)
         self.engine.refill_pool()
@@ -136,10 +137,8 @@ class Netd:
         self._remove = remove
         self.loop.stop()
 
-    def _reconcile(self) -> None:
-        for repair in reconcile(self.engine):
-            self.log("repaired", kind=repair.kind, detail=repair.detail)
-        self.loop.after(limits.RECONCILE_EVERY_S, self._reconcile)
+    def _log_repair(self, repair: Repair) -> None:
+        self.log("repaired", kind=repair.kind, detail=repair.detail)
 
     def _on_bad_file(self, path: str, failure: Exception) -> None:
         self._counters.failed("bad_file")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,6 +36,8 @@ from orch_network.tasknet import (
 
 Found = list[tuple[str, str]]
 """Repairs as (kind, detail)."""
+Step = Callable[[], Found]
+"""A part of a pass; what it looks after may be gone by the time it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,22 +102,60 @@ def _restore_task(engine: Engine, task: Task, kept: dict[str, int]) -> None:
 
 
 def reconcile(engine: Engine) -> list[Repair]:
-    """One pass over everything. What cannot be repaired is counted as a failure and tried again by the next pass."""
+    """One pass over everything at once. What cannot be repaired is counted as a failure and tried again next time."""
     began = time.monotonic()
-    repairs: list[Repair] = []
-    steps: list[Callable[[], Found]] = [lambda: _repair_mounts(engine), engine.node.repair_table]
-    steps.append(partial(engine.node.repair_uplinks, engine.routers.values()))
+    repairs = [repair for step in _steps(engine) for repair in _run(engine, step)]
+    engine.counters.reconcile.add(time.monotonic() - began)
+    return repairs
+
+
+class Patrol:
+    """A pass every 30 s, one step per turn of the loop, so that names and requests are answered in between."""
+
+    def __init__(self, engine: Engine, report: Callable[[Repair], None]) -> None:
+        self._engine = engine
+        self._report = report
+        self._left: Iterator[Step] = iter(())
+        self._spent_s = 0.0
+
+    def start(self) -> None:
+        """Begin a pass after the interval; each ends by planning the next."""
+        self._engine.loop.after(limits.RECONCILE_EVERY_S, self._begin)
+
+    def _begin(self) -> None:
+        self._left, self._spent_s = iter(_steps(self._engine)), 0.0
+        self._engine.loop.soon(self._continue)
+
+    def _continue(self) -> None:
+        began = time.monotonic()
+        step = next(self._left, None)
+        if step is None:
+            self._engine.counters.reconcile.add(self._spent_s)
+            self.start()
+            return
+        # Planned before the step runs: whatever happens in it, the patrol goes on.
+        self._engine.loop.soon(self._continue)
+        for repair in _run(self._engine, step):
+            self._report(repair)
+        self._spent_s += time.monotonic() - began
+
+
+def _steps(engine: Engine) -> list[Step]:
+    steps: list[Step] = [partial(_repair_mounts, engine), engine.node.repair_table]
+    steps.append(lambda: engine.node.repair_uplinks(engine.routers.values()))
     steps += [partial(_repair_router, engine, router) for router in engine.routers.values()]
     steps += [partial(_repair_task, engine, task) for task in engine.tasks.values()]
-    for step in steps:
-        try:
-            repairs += [Repair(kind, detail) for kind, detail in step()]
-        except NetworkFailure as failure:
-            engine.counters.failed("reconcile")
-            repairs.append(Repair("failed", str(failure)))
+    return steps
+
+
+def _run(engine: Engine, step: Step) -> list[Repair]:
+    try:
+        repairs = [Repair(kind, detail) for kind, detail in step()]
+    except NetworkFailure as failure:
+        engine.counters.failed("reconcile")
+        repairs = [Repair("failed", str(failure))]
     for repair in repairs:
         engine.counters.repaired(repair.kind)
-    engine.counters.reconcile.add(time.monotonic() - began)
     return repairs
 
 
@@ -133,6 +173,8 @@ def _repair_mounts(engine: Engine) -> Found:
 
 
 def _repair_router(engine: Engine, router: Router) -> Found:
+    if engine.routers.get(router.network.id) is not router:
+        return []
     with engine.namespaces.inside(router.fd):
         name = f"ipv4/conf/{limits.ROUTER_UPLINK}/rp_filter"
         if netns.read_sysctl(name) not in ("0", ""):
@@ -142,6 +184,8 @@ def _repair_router(engine: Engine, router: Router) -> Found:
 
 def _repair_task(engine: Engine, task: Task) -> Found:
     found: Found = []
+    if engine.tasks.get(task.task_id) is not task:
+        return found
     fd = _namespace_of(engine, task, found)
     _repair_sockets(engine, task, fd, found)
     entered = EnteredTask(engine.namespaces, fd)

@@ -105,6 +105,7 @@ class Router:
         self._vips: dict[bytes, Balanced] = {}
         self._published: dict[tuple[str, int], tuple[int, Balanced]] = {}
         self._fading: dict[str, float] = {}
+        self._up: dict[str, int] = {}
         self._learned: dict[bytes, list[bytes | None]] = {}
         self._hairpin: Counter[bytes] = Counter()
         self._stale_backends: set[bytes] = set()
@@ -167,7 +168,9 @@ class Router:
 
     def _learn(self) -> None:
         """Take the owners of slots and the free link numbers from the kernel: a restart moves no flow."""
-        highest = max((link.index for link in self._links().values()), default=0)
+        links = self._links()
+        self._up = {name: link.index for name, link in links.items()}
+        highest = max(self._up.values(), default=0)
         self._next_index = max(_FIRST_TASK_INDEX, highest + 1)
         for set_name in (ROUTER_BACKENDS.name, ROUTER_PUBLISHED.name):
             for key, data in self._nftables.elements(limits.TABLE, set_name).items():
@@ -214,6 +217,7 @@ class Router:
             self._link.execute(self._attach_requests(link, name, far_name, far_index, netns_fd))
         self._fading.pop(name, None)
         self.tasks[task_id] = link
+        self._up[name] = link.index
         self.task_of_address[address] = task_id
 
     def _attach_requests(
@@ -232,10 +236,10 @@ class Router:
 
     def adopt(self, task_id: str, address: bytes) -> bool:
         """After a restart: take over a task's link; False if the kernel has none."""
-        link = self._links().get(task_link_name(task_id))
-        if link is None:
+        index = self._up.get(task_link_name(task_id))
+        if index is None:
             return False
-        self.tasks[task_id] = TaskLink(task_id, address, link.index)
+        self.tasks[task_id] = TaskLink(task_id, address, index)
         self.task_of_address[address] = task_id
         return True
 
@@ -245,6 +249,7 @@ class Router:
         if link is None:
             return
         self.task_of_address.pop(link.address, None)
+        self._up.pop(task_link_name(task_id), None)
         self._fading[task_link_name(task_id)] = time.monotonic() + _FADING_S
         self._link.execute(
             [
@@ -407,6 +412,7 @@ class Router:
         found += [("router-table", text) for text in repair_ruleset(self._nftables, self.ruleset())]
         found += [("router-elements", text) for text in repair_elements(self._nftables, self._wanted_elements())]
         links = self._links()
+        self._up = {name: link.index for name, link in links.items() if link.is_up}
         found += self._repair_stale_links(links)
         found += self._repair_addresses(links)
         found += self._repair_routes(links)
@@ -415,9 +421,8 @@ class Router:
         return found
 
     def has_link(self, task_id: str) -> bool:
-        """Whether the kernel still has the link of a task."""
-        link = self._links().get(task_link_name(task_id))
-        return link is not None and link.is_up and link.index == self.tasks[task_id].index
+        """Whether the kernel had the task's link, up, when ``repair`` last looked (a look per task would cost much)."""
+        return task_id in self.tasks and self._up.get(task_link_name(task_id)) == self.tasks[task_id].index
 
     def _repair_stale_links(self, links: dict[str, rt.Link]) -> list[tuple[str, str]]:
         now = time.monotonic()
