@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -42,6 +43,21 @@ def answers(root: str) -> bool:
         return True
 
 
+def keeper_runs(root: str) -> bool:
+    """Tell whether a keeper holds the lock of root; its supervisor may outlive it by a moment, and still answer."""
+    try:
+        fd = os.open(f"{root}/keeper.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def _daemonise(argv: list[str], log_path: str) -> None:
     """Fork twice and execute argv in a session of its own, with nothing of ours but its log."""
     child = os.fork()
@@ -77,7 +93,7 @@ def ensure_keeper(
     Raises:
         Unavailable: it does not answer in time; ROOT/keeper.log says why.
     """
-    if answers(root):
+    if keeper_runs(root) and answers(root):
         return
     os.makedirs(root, 0o700, exist_ok=True)
     log_path = f"{root}/keeper.log"
@@ -86,7 +102,7 @@ def ensure_keeper(
     launcher = [sys.executable, "-I", "-m", "orch_runtime.daemon", log_path, *command]
     subprocess.run(launcher, check=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
     deadline = time.monotonic() + timeout_s
-    while not answers(root):
+    while not (keeper_runs(root) and answers(root)):
         if time.monotonic() > deadline:
             raise Unavailable(
                 f"the runtime did not answer within {timeout_s:g} s of starting its keeper: see {log_path}"

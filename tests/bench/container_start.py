@@ -3,8 +3,10 @@
     .venv/bin/python tests/bench/container_start.py [--rounds 30] [--pause-ms 60] [--burst 100]
 
 Every variant runs the same static program, which writes the monotonic clock as its first act (it is built with gcc).
-Variants are interleaved in random order with a pause before each, as a node that was idle pays for waking up: moving a
-process into a cgroup alone waits 8 to 12 ms then. All isolate alike: pid, mount, uts, ipc, network and cgroup namespaces,
+Variants are interleaved in random order with a pause before each, as a node that was idle pays for waking up: moving
+a process into a cgroup alone waits 8 to 12 ms then.
+
+All isolate alike: pid, mount, uts, ipc, network and cgroup namespaces,
 the default mounts, masked paths, capabilities and a pids limit. The root file system is one folder (bind), so that no
 variant waits for a disk. The floor has namespaces and chroot only. crun refuses hosts that have v1 controllers and a
 cgroup2 mount side by side, so everything runs in a mount namespace without the latter.

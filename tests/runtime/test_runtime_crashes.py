@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -12,9 +14,10 @@ import pytest
 from orch_runtime.client import RuntimeClient
 from orch_runtime.daemon import ensure_keeper
 from orch_runtime.errors import Refused, Unavailable
+from orch_runtime.keeper import sealed_program
 from orch_runtime.plan import Plan
 from orch_runtime.protocol import ContainerState
-from runtime.runtime_node import RuntimeNode, kill_and_wait, wait_for
+from runtime.runtime_node import BUSYBOX, RuntimeNode, kill_and_wait, wait_for
 
 SEED = int(os.environ.get("ORCH_TEST_SEED", "1"))
 
@@ -178,3 +181,18 @@ def test_burst(own_node: RuntimeNode) -> None:
 
 def _ids(client: RuntimeClient) -> list[str]:
     return [state.id for state in client.list()]
+
+
+def test_interpreter_cannot_be_overwritten(busybox_rootfs: Path, tmp_path: Path) -> None:
+    """A handle on the program file of a process of ours opens nothing for writing, even once nobody runs it."""
+    program = tmp_path / "program"
+    shutil.copy(BUSYBOX, program)
+    sealed = sealed_program(str(program))
+    with subprocess.Popen(["sleep", "100"], executable=sealed, close_fds=False) as process:
+        handle = os.open(f"/proc/{process.pid}/exe", os.O_PATH)
+        process.kill()
+    os.close(int(sealed.rpartition("/")[2]))
+    with pytest.raises(OSError, match="Read-only file system"):
+        os.open(f"/proc/self/fd/{handle}", os.O_WRONLY)
+    os.close(handle)
+    program.write_text("the folder itself is writable")

@@ -143,14 +143,7 @@ class Engine:
         container.pid, container.start_time, container.pidfd = child.pid, child.start_time, child.pidfd
         os.mkdir(container.directory, 0o700)
         directory_fd = os.open(container.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        readers: list[int] = []
-        streams = [-1, -1, -1]
-        if descriptors:
-            streams = descriptors
-        elif plan["log"] is not None:
-            for position in (1, 2):
-                reader, streams[position] = _make_pipe()
-                readers.append(reader)
+        streams, readers = _make_streams(plan, descriptors)
         given = [directory_fd, *streams, netns_fd]
         present = [fd for fd in given if fd >= 0]
         layout = [present.index(fd) if fd >= 0 else -1 for fd in given]
@@ -480,6 +473,19 @@ def _open_netns(plan: Plan) -> int:
         return os.open(plan["netns_path"], os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise KernelError("open network namespace", error.errno or 0, plan["netns_path"]) from error
+
+
+def _make_streams(plan: Plan, descriptors: list[int]) -> tuple[list[int], list[int]]:
+    """Return the container's stdin, stdout and stderr (-1 is /dev/null), and our ends of those that are logged."""
+    readers: list[int] = []
+    if descriptors:
+        return descriptors, readers
+    streams = [-1, -1, -1]
+    if plan["log"] is not None:
+        for position in (1, 2):
+            reader, streams[position] = _make_pipe()
+            readers.append(reader)
+    return streams, readers
 
 
 def _make_pipe() -> tuple[int, int]:
