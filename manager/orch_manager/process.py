@@ -36,6 +36,7 @@ from orch_proto.objects_pb2 import Cluster, StoreChanges
 from orch_raft.engine import Engine, Observer, StateMachine
 from orch_raft.errors import EngineStopped, NotLeader
 from orch_rpc import logs, servers
+from orch_rpc.errors import Internal
 
 _log = logs.get("manager")
 SOCKET_NAME: Final = "manager.sock"
@@ -98,6 +99,8 @@ class Manager:
         )
         self._metrics_server = MetricsServer(self.metrics.registry, options.metrics_address)
         self._leading: asyncio.Task[None] | None = None
+        self._broken: BaseException | None = None
+        self._broke = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serves until `stop` is set.
@@ -131,12 +134,16 @@ class Manager:
         following = asyncio.create_task(self._follow_leadership(), name="leadership")
         fatal = asyncio.create_task(self.store.engine.wait_stopped(), name="engine")
         stopping = asyncio.create_task(stop.wait(), name="stop")
+        breaking = asyncio.create_task(self._broke.wait(), name="loops-broke")
         try:
             await self._leads_or_knows_who()
             await servers.start_on_unix_socket(server, self._options.run_dir / SOCKET_NAME, group=SOCKET_GROUP)
             await self._metrics_server.start()
             _log.info("manager serves", node=self._options.node_id, socket=self._options.run_dir / SOCKET_NAME)
-            await asyncio.wait((following, fatal, stopping), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((following, fatal, stopping, breaking), return_when=asyncio.FIRST_COMPLETED)
+            if self._broken is not None:
+                why = f"{type(self._broken).__name__}: {self._broken}"
+                raise Internal("the control loops ended", why, "this is a defect of orch; its log has the details")
             if fatal.done():
                 fatal.result()
             if following.done():
@@ -147,9 +154,9 @@ class Manager:
                 session.end("this manager stops", reconnect=True)
             await servers.stop(server, grace_s=0.5)
             (self._options.run_dir / SOCKET_NAME).unlink(missing_ok=True)
-            for task in (following, fatal, stopping):
+            for task in (following, fatal, stopping, breaking):
                 task.cancel()
-            await asyncio.gather(following, fatal, stopping, return_exceptions=True)
+            await asyncio.gather(following, fatal, stopping, breaking, return_exceptions=True)
             await self._stop_leading()
 
     # ---- leadership ----------------------------------------------------------------------------------
@@ -168,7 +175,7 @@ class Manager:
             if change.is_leader:
                 _log.info("leads", term=change.term)
                 self._leading = asyncio.create_task(self._lead(), name="leader")
-                self._leading.add_done_callback(_report)
+                self._leading.add_done_callback(self._loops_ended)
 
     async def _lead(self) -> None:
         """Runs everything that only the leader runs."""
@@ -195,14 +202,15 @@ class Manager:
         except* (NotLeader, EngineStopped):
             _log.info("leads no longer")
 
+    def _loops_ended(self, task: asyncio.Task[None]) -> None:
+        """A control loop that died is a defect: it is told, and ends the process, which orchd restarts."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.exception("the control loops ended", error)
+            self._broken = error
+            self._broke.set()
+
     async def _stop_leading(self) -> None:
         if self._leading is not None:
             self._leading.cancel()
             await asyncio.gather(self._leading, return_exceptions=True)
             self._leading = None
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    """A control loop that died is a defect: it is told with its traceback."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        _log.exception("the leader's loops ended", error)

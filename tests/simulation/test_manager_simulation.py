@@ -10,7 +10,7 @@ import pytest
 
 from orch_manager.store.errors import StoreError
 from orch_manager.store.transaction import Transaction
-from orch_proto.objects_pb2 import Config, Node, NodeState, Service, Stack, Task
+from orch_proto.objects_pb2 import Cluster, Config, Node, NodeState, Service, Stack, Task
 from orch_proto.specs_pb2 import NodeAvailability, StackSpec
 from orch_proto.types_pb2 import UpdateOrder
 from orch_raft.errors import ProposalError
@@ -257,6 +257,33 @@ def test_a_network_without_free_addresses_says_so_and_serves_those_it_can() -> N
         assert "no free address in 10.77.0.0/29" in waiting[0].status.message
         await cluster.scale("shop_web", 4)
         await cluster.converge()
+        await cluster.finish()
+
+    run(story())
+
+
+def test_a_network_that_found_no_subnet_gets_one_when_another_goes() -> None:
+    """A stack that waits for a subnet starts when a removed stack gives one back."""
+
+    async def story() -> None:
+        cluster = SimulatedCluster(9, nodes=1)
+        await cluster.start()
+
+        def write(transaction: Transaction) -> None:
+            item = transaction.edit(Cluster, "cluster")
+            item.spec.network.address_pools.append("10.99.0.0/24")
+            transaction.update(item)
+
+        await cluster.store.update(write, reason="small pool")
+        await cluster.apply(stack(service("web", 1)))
+        await cluster.converge()
+        await cluster.apply(stack(service("web", 1, stack="blog"), name="blog"))
+        await asyncio.sleep(2)
+        waiting = [task for task in cluster.store.all(Task) if task.status.state == 0]
+        assert "no address pool has one left" in waiting[0].status.message
+        await cluster.remove("shop")
+        await cluster.converge()
+        assert [task.service_name for task in cluster.store.all(Task)] == ["blog_web"]
         await cluster.finish()
 
     run(story())

@@ -39,6 +39,9 @@ class Allocator:
         self._networks: set[str] = set()
         self._services: set[str] = set()
         self._tasks: dict[str, None] = {}
+        #: Networks, services and tasks that found nothing, until something is given back.
+        self._starved_networks: set[str] = set()
+        self._starved_services: set[str] = set()
         self._stuck: dict[str, None] = {}
 
     # ---- the loop's shape --------------------------------------------------------------------------
@@ -91,6 +94,9 @@ class Allocator:
         if network is None:
             self._books.pop(network_id, None)
             self._networks.discard(network_id)
+            self._starved_networks.discard(network_id)
+            self._networks |= self._starved_networks
+            self._starved_networks.clear()
         elif not is_managed(network):
             return
         elif not network.ipam.pools:
@@ -105,6 +111,7 @@ class Allocator:
             for book in self._books.values():
                 book.release(f"service {service_id}")
             self._services.discard(service_id)
+            self._starved_services.discard(service_id)
             self._retry_stuck()
             return
         self._ports.hold(service_id, new.endpoint.ports)
@@ -135,6 +142,8 @@ class Allocator:
 
     def _retry_stuck(self) -> None:
         """Something came free or came to be: those that found nothing may ask again."""
+        self._services |= self._starved_services
+        self._starved_services.clear()
         if self._stuck:
             self._tasks.update(self._stuck)
             self._stuck.clear()
@@ -151,7 +160,8 @@ class Allocator:
         try:
             pool = self._choose_pool(workspace, network, used)
         except NoAddress:
-            # Refused at apply as well; here it can only be a pool that ran out meanwhile. Tasks say what they wait for.
+            # The tasks on it say what they wait for.
+            self._starved_networks.add(network_id)
             return
         edited.ipam.driver = network.spec.ipam.driver or "default"
         edited.ipam.pools.append(pool)
@@ -186,12 +196,13 @@ class Allocator:
         ports, why = self._ports.allocate(service_id, service.spec.endpoint.ports, present)
         if why:
             # Ports are checked at apply; two racing deploys can still meet here. Tasks stay NEW and say so.
+            self._starved_services.add(service_id)
             return
         del endpoint.ports[:]
         endpoint.ports.extend(ports)
         endpoint.spec.CopyFrom(service.spec.endpoint)
         if not self._allocate_virtual_ips(workspace, edited):
-            self._services.add(service_id) if self._networks else None
+            self._starved_services.add(service_id)
             return
         if edited.endpoint != service.endpoint:
             workspace.put(edited)
