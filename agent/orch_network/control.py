@@ -104,9 +104,7 @@ class ControlServer:
         seq: object = None
         fd = -1
         try:
-            if size > limits.MAX_MESSAGE_BYTES:
-                raise InvalidRequest(f"a packet exceeds {limits.MAX_MESSAGE_BYTES} bytes")
-            request = protocol.decode(self._buffer[:size])
+            request = self._read(size)
             seq = request.pop("seq", None)
             answer = self._perform(request)
             if answer.netns:
@@ -121,6 +119,11 @@ class ControlServer:
             self._send(client, protocol.encode({"seq": seq, "error": {"kind": "internal", "message": message}}), fd)
             raise
         self._send(client, packet, fd)
+
+    def _read(self, size: int) -> dict[str, Any]:
+        if size > limits.MAX_MESSAGE_BYTES:
+            raise InvalidRequest(f"a packet exceeds {limits.MAX_MESSAGE_BYTES} bytes")
+        return protocol.decode(self._buffer[:size])
 
     def _perform(self, message: dict[str, Any]) -> Answer:
         op = message.pop("op", None)
