@@ -127,13 +127,17 @@ class Session:
     async def _one_session(self) -> None:
         async with unix_channel(self._target) as channel:
             stream = dispatcher_pb2_grpc.DispatcherStub(channel).Attach(None)
+            reason = ""
             try:
                 await self._attach(stream)
                 await self._serve(stream, channel)
             except* (grpc.aio.AioRpcError, OutOfStep, _SessionBroken) as errors:
-                raise _SessionBroken(_reason(errors)) from errors
+                # Raised in here, the exception would leave wrapped in a group, and end the daemon.
+                reason = _reason(errors)
             finally:
                 stream.cancel()
+            if reason:
+                raise _SessionBroken(reason)
 
     async def _attach(self, stream: _Stream) -> None:
         opening = dispatcher.SessionOpen(
