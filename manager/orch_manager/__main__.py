@@ -59,8 +59,11 @@ async def _run(arguments: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    founding = read_founding_objects(arguments.bootstrap) if arguments.bootstrap is not None else None
-    if founding is not None and not is_founded(arguments.state_dir):
+    # A manager that is started again gets the same arguments; by then orchd has removed the file, as the cluster is made.
+    bootstrap: Path | None = arguments.bootstrap
+    is_new = not is_founded(arguments.state_dir)
+    founding = read_founding_objects(bootstrap) if bootstrap is not None and (is_new or bootstrap.exists()) else None
+    if founding is not None and is_new:
         member = Member(raft_id=random.SystemRandom().getrandbits(63) or 1, node_id=arguments.node_id)
         await asyncio.to_thread(found_cluster, arguments.state_dir, member)
 
