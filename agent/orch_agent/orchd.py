@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +29,14 @@ from orch_proto import daemon_pb2 as daemon
 from orch_proto import daemon_pb2_grpc, defaults
 from orch_rpc import logs, servers
 from orch_rpc.errors import FailedPrecondition, Unavailable
-from orch_runtime.daemon import ensure_keeper
+from orch_runtime.daemon import ensure_keeper, keeper_runs
+from orch_runtime.errors import RuntimeFailure
 from orch_runtime.kernel.mounts import MS_NODEV, MS_NOSUID, filesystem_magic, mount, unmount
 
 log = logs.get("orchd")
 SOCKET_GROUP = "orch"
 READY_WAIT_S = 20.0
+KEEPER_CHECK_S = 1.0
 TMPFS_MAGIC = 0x01021994  # include/uapi/linux/magic.h
 
 
@@ -180,12 +183,8 @@ class Orchd:
             bootstrap = bootstrap_file  # the daemon died while the cluster was being made
         for folder in (self._places.runtime_root, self._places.network_root):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        await asyncio.to_thread(
-            ensure_keeper,
-            root=str(self._places.runtime_root),
-            cgroup_parent=options.cgroup_parent,
-            wards={"network": network_command(root=self._places.network_root, node=self.hostname)},
-        )
+        await asyncio.to_thread(self._ensure_keeper)
+        self._cluster_tasks.append(self._group.create_task(self._watch_keeper()))
         if membership.role == "manager":
             command = manager_command(
                 state_dir=options.state_dir / "manager",
@@ -199,6 +198,25 @@ class Orchd:
             self._cluster_tasks.append(self._group.create_task(self._manager.run()))
         self._agent = Agent(membership, self.hostname, self._places, options.metrics_address)
         self._cluster_tasks.append(self._group.create_task(self._agent.run()))
+
+    def _ensure_keeper(self) -> None:
+        ensure_keeper(
+            root=str(self._places.runtime_root),
+            cgroup_parent=self._options.cgroup_parent,
+            wards={"network": network_command(root=self._places.network_root, node=self.hostname)},
+        )
+
+    async def _watch_keeper(self) -> None:
+        """Starts the keeper again if it dies, which nothing but a defect or an operator can bring about."""
+        while True:
+            await asyncio.sleep(KEEPER_CHECK_S)
+            if keeper_runs(str(self._places.runtime_root)):
+                continue
+            log.error("keeper.died", why="nobody knows", then="containers run on; it is started again")
+            try:
+                await asyncio.to_thread(self._ensure_keeper)
+            except (RuntimeFailure, OSError, subprocess.SubprocessError) as error:
+                log.warning("keeper.not_started", why=str(error))
 
     async def _until_connected(self) -> None:
         assert self._agent is not None
