@@ -59,6 +59,10 @@ class KeeperStore:
         self._names = set(kept)
         return kept
 
+    def fileno(self) -> int:
+        """The channel's fd, which becomes readable when the keeper has died; -1 without a keeper."""
+        return -1 if self._channel is None else self._channel.fileno()
+
     def put(self, name: str, fd: int) -> None:
         """Have a duplicate of ``fd`` kept under ``name``."""
         if self._channel is None:

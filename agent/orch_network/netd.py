@@ -121,6 +121,8 @@ class Netd:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda _number, _frame: self.loop.stop())
         self.loop.watch(wake_read, lambda _events: _swallow(wake_read))
+        if self._keeper.fileno() >= 0:
+            self.loop.watch(self._keeper.fileno(), self._on_keeper_gone)
         self.log("started", networks=len(self.engine.routers), tasks=len(self.engine.tasks))
         gc.collect()
         gc.freeze()
@@ -132,6 +134,11 @@ class Netd:
             self._keeper.drop(_LISTENER)
         self._control.close()
         self.log("stopped", removed=self._remove)
+
+    def _on_keeper_gone(self, _events: int) -> None:
+        """The keeper, which says nothing after its greeting, has died; the next one starts another of us."""
+        self.log("keeper_gone")
+        self.loop.stop()
 
     def _shutdown(self, remove: bool) -> None:  # noqa: FBT001 - the one argument of a callback
         self._remove = remove

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -61,9 +62,19 @@ def test_a_port_in_use_names_its_owner(clean: Playground) -> None:
 
 
 def test_too_little_memory_is_explained(clean: Playground) -> None:
-    """A service that no node has room for is not silently pending: the deploy ends with 4 and says what is missing."""
+    """A reservation that no node can ever fulfil is refused with both figures, and nothing is changed."""
+    before = everything(clean)
     text = BASE + "    deploy: {resources: {reservations: {memory: 900G}}}\n"
-    result = clean.deploy("big", text, ok=False)
+    assert_one_clear_message(clean.deploy("big", text, ok=False), "big_web", "memory", "900.0 GiB")
+    assert everything(clean) == before
+
+
+def test_no_room_now_is_explained(clean: Playground) -> None:
+    """A service for which other reservations leave no room waits; the deploy ends with 4 and says what is missing."""
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 3 // 5
+    text = BASE + f"    deploy: {{resources: {{reservations: {{memory: {free}b}}}}}}\n"
+    clean.deploy("first", text)
+    result = clean.deploy("second", text, ok=False)
     assert result.status == 4
     assert "insufficient memory" in result.stderr + result.stdout
 

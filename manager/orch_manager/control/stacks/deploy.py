@@ -252,7 +252,7 @@ class Deployer:
                 self._what, f"service {name} is being removed", "wait until it is gone, then repeat"
             )
         check_ports(self._reader, spec, present.id if present else "", self._what)
-        self._warn_of_resources(spec)
+        self._refuse_impossible_reservations(spec)
         if present is None:
             fresh = Service(id=self._ids.new(), spec=spec, spec_version=1, stack_id=self._result.stack_id)
             self._result.creates.append(fresh)
@@ -285,7 +285,12 @@ class Deployer:
             raise InvalidArgument(self._what, why, f"declare it under {label}s, or as external")
         return known[name]
 
-    def _warn_of_resources(self, spec: ServiceSpec) -> None:
+    def _refuse_impossible_reservations(self, spec: ServiceSpec) -> None:
+        """What no node has at all can never be placed; what is merely taken now may be, so that waits instead.
+
+        Raises:
+            FailedPrecondition: the service reserves more than the largest node has.
+        """
         reserved = spec.task.resources.reservations
         nodes = self._reader.all(Node)
         for label, needed, most in (
@@ -297,9 +302,11 @@ class Deployer:
             ("CPU", reserved.nano_cpus, max((each.description.resources.nano_cpus for each in nodes), default=0)),
         ):
             if needed > most:
-                self._result.warnings.append(
-                    f"service {spec.annotations.name} reserves more {label} than any node has "
-                    f"({_amount(label, needed)}, the largest has {_amount(label, most)}): its tasks will wait"
+                raise FailedPrecondition(
+                    self._what,
+                    f"service {spec.annotations.name} reserves {_amount(label, needed)} of {label}, and the largest "
+                    f"node has {_amount(label, most)}",
+                    "lower deploy.resources.reservations, or add a node that is large enough; nothing was changed",
                 )
 
     # ---- what the file lacks -------------------------------------------------------------------------
@@ -389,7 +396,13 @@ def check_ports(reader: Reader, spec: ServiceSpec, service_id: str, what: str) -
 
 
 def _amount(label: str, value: int) -> str:
-    return f"{value / defaults.MIB:.0f} MiB" if label == "memory" else f"{value / 1e9:g}"
+    if label != "memory":
+        return f"{value / 1e9:g}"
+    return (
+        f"{value / (1024 * defaults.MIB):.1f} GiB"
+        if value >= 1024 * defaults.MIB
+        else f"{value / defaults.MIB:.0f} MiB"
+    )
 
 
 def _without_data(spec: StackSpec) -> StackSpec:
