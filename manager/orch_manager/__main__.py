@@ -19,6 +19,7 @@ from pathlib import Path
 from orch_manager.founding import read_founding_objects
 from orch_manager.process import Manager, Options
 from orch_proto import defaults
+from orch_proto.objects_pb2 import StoreChanges
 from orch_raft.engine import Engine, Member, Observer, StateMachine
 from orch_raft.errors import FatalError, StorageError
 from orch_raft.single import SingleMemberEngine
@@ -59,10 +60,8 @@ async def _run(arguments: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    # A manager that is started again gets the same arguments; by then orchd has removed the file, as the cluster is made.
-    bootstrap: Path | None = arguments.bootstrap
     is_new = not is_founded(arguments.state_dir)
-    founding = read_founding_objects(bootstrap) if bootstrap is not None and (is_new or bootstrap.exists()) else None
+    founding = _founding_objects(arguments.bootstrap, is_new=is_new)
     if founding is not None and is_new:
         member = Member(raft_id=random.SystemRandom().getrandbits(63) or 1, node_id=arguments.node_id)
         await asyncio.to_thread(found_cluster, arguments.state_dir, member)
@@ -78,6 +77,13 @@ async def _run(arguments: argparse.Namespace) -> None:
         founding=founding,
     )
     await Manager(options, make_engine).run(stop)
+
+
+def _founding_objects(bootstrap: Path | None, *, is_new: bool) -> StoreChanges | None:
+    # A manager that is started again gets the same arguments; orchd has removed the file once the cluster was made.
+    if bootstrap is None or not (is_new or bootstrap.exists()):
+        return None
+    return read_founding_objects(bootstrap)
 
 
 def _die_with(parent_pid: int) -> None:
