@@ -89,7 +89,7 @@ def node(place: NodePlace) -> Footprint:
 
 def _numberless(name: str) -> str:
     # Spare children, namespaces and links have numbers or random names; one is as good as another.
-    return re.sub(r"[0-9a-f]{8,}|\d+", "#", name)
+    return re.sub(r"[0-9a-z]{25}|[0-9a-f]{8,}|\d+", "#", name)
 
 
 def _names(folder: Path) -> list[str]:

@@ -29,7 +29,7 @@ POLL_S = 0.02
 MODULES = {
     "manager": "orch_manager",
     "keeper": "orch_runtime.keeper",
-    "supervisor": "orch_runtime.supervisor",
+    "supervisor": "orch_runtime.supervisor.main",
     "network": "orch_network.netd",
 }
 T = TypeVar("T")
@@ -163,7 +163,7 @@ class Playground:
                 found = record.load(self.name).daemons["node-1"]
                 return found if found.is_alive() else None
             for identity in in_network_namespace(self.node.namespace_path):
-                if MODULES[part] in command_line(identity.pid):
+                if MODULES[part] in command_line(identity.pid) and not in_inner_namespace(identity.pid):
                     return identity
             return None
 
@@ -213,6 +213,15 @@ def command_line(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+def in_inner_namespace(pid: int) -> bool:
+    """Whether a process is in a pid namespace below this one, as the supervisor's spare children are."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return any(line.startswith("NSpid:") and len(line.split()) > 2 for line in status.splitlines())
 
 
 def task_processes(tasks: Iterable[objects_pb2.Task]) -> dict[str, ProcessId | None]:

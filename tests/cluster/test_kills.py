@@ -93,6 +93,7 @@ def test_a_part_killed_in_the_middle_of_deploys(clean: Playground, part: str) ->
         assert "Traceback" not in stderr
         if deploy.returncode != 0 and part in {"orchd", "manager"}:
             # The answer was lost with the manager, and the command line said so: repeating it is what a person does.
+            clean.services()
             clean.orch("deploy", "--name", "kills", stack_file(clean, generation))
         else:
             assert deploy.returncode == 0, (generation, stdout, stderr, clean.log_tail())
