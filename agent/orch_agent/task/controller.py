@@ -143,6 +143,7 @@ class TaskController:
     async def _live(self) -> None:
         if self._found is None:
             if self.status.state >= types.TASK_STATE_STARTING or self.task.status.state >= types.TASK_STATE_STARTING:
+                self.status.state = max(self.status.state, self.task.status.state)
                 raise TaskFailure(
                     "the node lost the container (it was restarted, or its runtime was); how it ended is not known",
                     types.FAILURE_REASON_LOST,

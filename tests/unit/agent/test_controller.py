@@ -1,0 +1,393 @@
+"""The life of one task, with a scripted runtime in place of the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from orch_agent.errors import LinkRefused, TaskFailure
+from orch_agent.runtime import ContainerExit, ContainerRequest, ContainerView, Runtime
+from orch_agent.task.controller import Surroundings, TaskController, now_ms
+from orch_agent.task.health import HealthPlan
+from orch_agent.task.preparation import Preparation, Prepared
+from orch_agent.task.record import Record, Records
+from orch_proto import objects_pb2 as objects
+from orch_proto import types_pb2 as types
+from orch_runtime.plan import OverlayRootfs
+from orch_runtime.protocol import ExecResult
+
+REQUEST = ContainerRequest({}, OverlayRootfs(("/l",), "/u", "/w"), None, None, None, init=False)
+
+
+@dataclass
+class ScriptedRuntime:
+    """Does what a test says and notes what it was asked."""
+
+    refuses: str = ""
+    ends_on: tuple[int, ...] = (signal.SIGTERM, signal.SIGKILL)
+    probes: list[int] = field(default_factory=list)
+    runs: int = 0
+    signals: list[int] = field(default_factory=list)
+    deleted: int = 0
+    controller: TaskController | None = None
+
+    async def run(self, container_id: str, _request: ContainerRequest) -> ContainerView:
+        """Starts, or refuses with the scripted sentence."""
+        if self.refuses:
+            raise LinkRefused("start_failed", self.refuses)
+        self.runs += 1
+        return ContainerView(container_id, 4711, now_ms(), None)
+
+    async def kill(self, _container_id: str, number: int) -> None:
+        """The container ends on the signals that the script names."""
+        self.signals.append(number)
+        if number in self.ends_on:
+            self.end(128 + number)
+
+    async def delete(self, _container_id: str) -> None:
+        """Notes it."""
+        self.deleted += 1
+
+    async def execute(self, _container_id: str, _command: object, **_options: object) -> ExecResult:
+        """The next scripted exit code; the last one for ever."""
+        code = self.probes.pop(0) if len(self.probes) > 1 else self.probes[0]
+        return ExecResult(exit_code=code, output=f"probe said {code}")
+
+    def end(self, code: int | None, *, oom_killed: bool = False) -> None:
+        """The container ends by itself."""
+        assert self.controller is not None
+        self.controller.container_ended(ContainerExit(code, oom_killed, now_ms()))
+
+
+@dataclass
+class ScriptedPreparation:
+    """Prepares at once, never, or not at all."""
+
+    failure: TaskFailure | None = None
+    never: bool = False
+    health: HealthPlan | None = None
+    grace_s: float = 5.0
+    released: int = 0
+    detached: int = 0
+
+    async def prepare(self, _task: objects.Task) -> Prepared:
+        """As scripted."""
+        if self.never:
+            await asyncio.get_running_loop().create_future()
+        if self.failure is not None:
+            raise self.failure
+        return Prepared("sha256:0", REQUEST, self.health, signal.SIGTERM, self.grace_s, 0.0)
+
+    recall = prepare
+
+    def release_network(self, _task: objects.Task) -> None:
+        """Notes it."""
+        self.detached += 1
+
+    async def release(self, _task: objects.Task) -> None:
+        """Notes it."""
+        self.released += 1
+
+
+@dataclass
+class Life:
+    """A task with its surroundings, and what was reported of it."""
+
+    controller: TaskController
+    runtime: ScriptedRuntime
+    preparation: ScriptedPreparation
+    reported: list[types.TaskStatus]
+
+    @property
+    def states(self) -> list[str]:
+        """Names of the reported states in order."""
+        return [types.TaskState.Name(status.state).removeprefix("TASK_STATE_") for status in self.reported]
+
+    async def until(self, state: types.TaskState.ValueType) -> None:
+        """Waits until the task has come to a state."""
+        async with asyncio.timeout(5):
+            while self.controller.status.state < state:  # noqa: ASYNC110 -- the controller has no event to wait for
+                await asyncio.sleep(0)
+
+    def want(self, state: types.TaskState.ValueType) -> None:
+        """The leader changes the desired state."""
+        task = objects.Task()
+        task.CopyFrom(self.controller.task)
+        task.desired_state = state
+        self.controller.update(task)
+
+
+def make_life(
+    folder: Path,
+    *,
+    runtime: ScriptedRuntime | None = None,
+    preparation: ScriptedPreparation | None = None,
+    desired: types.TaskState.ValueType = types.TASK_STATE_RUNNING,
+    known: types.TaskState.ValueType = types.TASK_STATE_ASSIGNED,
+    recorded: types.TaskStatus | None = None,
+    found: ContainerView | None = None,
+) -> Life:
+    runtime = runtime or ScriptedRuntime()
+    preparation = preparation or ScriptedPreparation()
+    reported: list[types.TaskStatus] = []
+    records = Records(folder)
+    around = Surroundings(
+        node_id="n1",
+        runtime=cast("Runtime", runtime),
+        preparation=cast("Preparation", preparation),
+        records=records,
+        report=lambda _task_id, status: reported.append(status),
+    )
+    task = objects.Task(id="t1", desired_state=desired, status=types.TaskStatus(state=known))
+    record = None
+    if recorded is not None:
+        records.write_task(task)
+        record = Record(task, recorded)
+    controller = TaskController(task, around, record=record, found=found)
+    runtime.controller = controller
+    return Life(controller, runtime, preparation, reported)
+
+
+def play(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await scenario()
+
+    asyncio.run(bounded())
+
+
+def test_a_program_that_ends_well_completes_its_task(tmp_path: Path) -> None:
+    """Every state is reported once and in order, and what the task used is given back."""
+
+    async def scenario() -> None:
+        life = make_life(tmp_path)
+        living = asyncio.create_task(life.controller.run())
+        await life.until(types.TASK_STATE_RUNNING)
+        life.runtime.end(0)
+        await living
+        assert life.states == ["ACCEPTED", "PREPARING", "READY", "STARTING", "RUNNING", "COMPLETE"]
+        assert life.reported[-1].container.exit_code == 0
+        assert (life.runtime.deleted, life.preparation.released, life.preparation.detached) == (1, 1, 1)
+        assert life.controller.is_put_away
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    ("code", "oom_killed", "reason", "words"),
+    [
+        (3, False, types.FAILURE_REASON_EXIT_CODE, "non-zero exit (3)"),
+        (137, False, types.FAILURE_REASON_SIGNAL, "non-zero exit (137)"),
+        (137, True, types.FAILURE_REASON_OOM, "out of memory"),
+        (None, False, types.FAILURE_REASON_LOST, "not known"),
+    ],
+)
+def test_how_a_program_failed_is_told(
+    tmp_path: Path,
+    code: int | None,
+    oom_killed: bool,  # noqa: FBT001 -- a parameter of the test
+    reason: types.FailureReason.ValueType,
+    words: str,
+) -> None:
+    """A failed task carries its exit code, its reason and a sentence."""
+
+    async def scenario() -> None:
+        life = make_life(tmp_path)
+        living = asyncio.create_task(life.controller.run())
+        await life.until(types.TASK_STATE_RUNNING)
+        life.runtime.end(code, oom_killed=oom_killed)
+        await living
+        last = life.reported[-1]
+        assert last.state == types.TASK_STATE_FAILED
+        assert last.reason == reason
+        assert words in last.error
+        assert last.container.HasField("exit_code") == (code is not None)
+
+    play(scenario)
+
+
+def test_a_task_waits_in_ready_until_it_is_wanted(tmp_path: Path) -> None:
+    """A replacement whose delay is not over is prepared and not started."""
+
+    async def scenario() -> None:
+        life = make_life(tmp_path, desired=types.TASK_STATE_READY)
+        living = asyncio.create_task(life.controller.run())
+        await life.until(types.TASK_STATE_READY)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert life.runtime.runs == 0
+        life.want(types.TASK_STATE_RUNNING)
+        await life.until(types.TASK_STATE_RUNNING)
+        assert life.runtime.runs == 1
+        life.runtime.end(0)
+        await living
+
+    play(scenario)
+
+
+def test_a_task_that_is_stopped_gets_its_signal_and_ends_as_shutdown(tmp_path: Path) -> None:
+    """A wanted end is no failure, whatever the exit code."""
+
+    async def scenario() -> None:
+        life = make_life(tmp_path)
+        living = asyncio.create_task(life.controller.run())
+        await life.until(types.TASK_STATE_RUNNING)
+        life.want(types.TASK_STATE_SHUTDOWN)
+        await living
+        assert life.runtime.signals == [signal.SIGTERM]
+        assert life.states[-1] == "SHUTDOWN"
+        assert life.reported[-1].container.exit_code == 143
+
+    play(scenario)
+
+
+def test_a_program_that_ignores_its_signal_is_killed_after_the_grace(tmp_path: Path) -> None:
+    """SIGKILL follows when the grace period is over."""
+
+    async def scenario() -> None:
+        runtime = ScriptedRuntime(ends_on=(signal.SIGKILL,))
+        life = make_life(tmp_path, runtime=runtime, preparation=ScriptedPreparation(grace_s=0.01))
+        living = asyncio.create_task(life.controller.run())
+        await life.until(types.TASK_STATE_RUNNING)
+        life.want(types.TASK_STATE_SHUTDOWN)
+        await living
+        assert runtime.signals == [signal.SIGTERM, signal.SIGKILL]
+
+    play(scenario)
+
+
+def test_a_task_stopped_while_it_is_prepared_never_starts(tmp_path: Path) -> None:
+    """Preparation is broken off, and what it made is released."""
+
+    async def scenario() -> None:
+        life = make_life(tmp_path, preparation=ScriptedPreparation(never=True))
+        living = asyncio.create_task(life.controller.run())
+        await life.until(types.TASK_STATE_PREPARING)
+        life.want(types.TASK_STATE_REMOVE)
+        await living
+        assert life.runtime.runs == 0
+        assert life.states[-1] == "SHUTDOWN"
+        assert life.preparation.released == 1
+
+    play(scenario)
+
+
+def test_what_fails_before_the_start_is_rejected_and_what_fails_in_it_is_failed(tmp_path: Path) -> None:
+    """A missing image rejects a task; a program that cannot be executed fails it. Both say why."""
+
+    async def scenario() -> None:
+        missing = TaskFailure("image web:1 is not on this node", types.FAILURE_REASON_IMAGE)
+        life = make_life(tmp_path / "a", preparation=ScriptedPreparation(failure=missing))
+        await life.controller.run()
+        assert life.states[-1] == "REJECTED"
+        assert life.reported[-1].error == str(missing)
+        life = make_life(tmp_path / "b", runtime=ScriptedRuntime(refuses="exec /nope: no such file"))
+        await life.controller.run()
+        assert life.states[-1] == "FAILED"
+        assert "exec /nope" in life.reported[-1].error
+        assert life.reported[-1].reason == types.FAILURE_REASON_START
+
+    play(scenario)
+
+
+def test_a_task_with_a_health_check_runs_when_it_is_healthy(tmp_path: Path) -> None:
+    """It stays in STARTING until the first success; turning unhealthy stops it and counts as a failure."""
+    plan = HealthPlan(("check",), 0.01, 1.0, 2, 5.0, 0.01)
+
+    async def scenario() -> None:
+        runtime = ScriptedRuntime(probes=[1, 1, 0, 1])
+        life = make_life(tmp_path, runtime=runtime, preparation=ScriptedPreparation(health=plan))
+        await life.controller.run()
+        assert life.states == ["ACCEPTED", "PREPARING", "READY", "STARTING", "RUNNING", "FAILED"]
+        last = life.reported[-1]
+        assert last.reason == types.FAILURE_REASON_UNHEALTHY
+        assert "probe said 1" in last.error
+        assert last.health.state == types.HEALTH_STATE_UNHEALTHY
+        assert runtime.signals == [signal.SIGTERM]
+
+    play(scenario)
+
+
+def test_a_running_container_is_found_again(tmp_path: Path) -> None:
+    """After a restart of the agent the container is watched on, not started again, and its end is reported."""
+
+    async def scenario() -> None:
+        recorded = types.TaskStatus(state=types.TASK_STATE_RUNNING)
+        found = ContainerView("t1", 4711, now_ms(), None)
+        life = make_life(tmp_path, recorded=recorded, found=found)
+        living = asyncio.create_task(life.controller.run())
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert not living.done()
+        life.runtime.end(7)
+        await living
+        assert life.runtime.runs == 0
+        assert life.states == ["FAILED"]
+        assert life.reported[-1].container.exit_code == 7
+
+    play(scenario)
+
+
+def test_a_container_that_ended_meanwhile_keeps_its_exit_code(tmp_path: Path) -> None:
+    """What ended while there was no agent is reported with the code that the runtime kept."""
+
+    async def scenario() -> None:
+        recorded = types.TaskStatus(state=types.TASK_STATE_RUNNING)
+        found = ContainerView("t1", 4711, now_ms(), ContainerExit(9, oom_killed=False, finished_at_unix_ms=now_ms()))
+        life = make_life(tmp_path, recorded=recorded, found=found)
+        await life.controller.run()
+        assert life.states == ["FAILED"]
+        assert life.reported[-1].container.exit_code == 9
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("from_record", [True, False])
+def test_a_task_is_never_started_twice(tmp_path: Path, from_record: bool) -> None:  # noqa: FBT001 -- as above
+    """A task whose start was tried and whose container is gone is lost, whoever remembers it."""
+
+    async def scenario() -> None:
+        if from_record:
+            life = make_life(tmp_path, recorded=types.TaskStatus(state=types.TASK_STATE_STARTING))
+        else:
+            life = make_life(tmp_path, known=types.TASK_STATE_RUNNING)
+        await life.controller.run()
+        assert life.runtime.runs == 0
+        assert life.reported[-1].reason == types.FAILURE_REASON_LOST
+        assert life.states == ["FAILED"]
+
+    play(scenario)
+
+
+def test_a_final_status_is_told_again_after_a_restart(tmp_path: Path) -> None:
+    """A task that had ended before the agent died is reported once more and cleaned up, and nothing else happens."""
+
+    async def scenario() -> None:
+        recorded = types.TaskStatus(state=types.TASK_STATE_COMPLETE)
+        life = make_life(tmp_path, recorded=recorded)
+        await life.controller.run()
+        assert life.states == ["COMPLETE"]
+        assert (life.runtime.runs, life.runtime.deleted) == (0, 1)
+
+    play(scenario)
+
+
+def test_desired_state_never_goes_back(tmp_path: Path) -> None:
+    """An assignment with a lower desired state than the one held is ignored."""
+
+    async def scenario() -> None:
+        life = make_life(tmp_path)
+        living = asyncio.create_task(life.controller.run())
+        await life.until(types.TASK_STATE_RUNNING)
+        life.want(types.TASK_STATE_SHUTDOWN)
+        life.want(types.TASK_STATE_RUNNING)
+        await living
+        assert life.states[-1] == "SHUTDOWN"
+
+    play(scenario)
