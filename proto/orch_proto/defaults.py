@@ -67,7 +67,12 @@ RESTART_BACKOFF_FREE: Final = _integer(
     _G, "restarts before back-off", 3, "count", "default", "one bad moment must not slow down the healing"
 )
 RESTART_BACKOFF_BASE_MS: Final = _integer(
-    _G, "restart back-off base", 100, "ms", "default", "what a delay shorter than this doubles from, once the back-off begins"
+    _G,
+    "restart back-off base",
+    100,
+    "ms",
+    "default",
+    "what a delay shorter than this doubles from, once the back-off begins",
 )
 OLD_TASK_WAIT_MS: Final = _integer(
     _G,

@@ -588,7 +588,9 @@ class Service(_message.Message):
     STACK_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     spec_version: _builtins.int
-    """Index of the write that last changed the spec; tasks carry the one they were made from."""
+    """Rises when the spec changes so that tasks must be replaced; tasks carry the one they were made from. A rollback takes the
+    earlier number up again, so that slots which an update had not reached stay as they are.
+    """
     previous_spec_version: _builtins.int
     pending_delete: _builtins.bool
     """Being removed: its tasks are brought down first."""
