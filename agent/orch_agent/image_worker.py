@@ -12,7 +12,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import FrameType
 from typing import Any
 
@@ -37,6 +37,9 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
 
 
 def _build(store: ImageStore, wish: dict[str, Any], upload: Path) -> list[str]:
+    dockerfile = PurePosixPath(wish["dockerfile"])
+    if dockerfile.is_absolute() or ".." in dockerfile.parts:
+        raise BuildError(f"the Dockerfile {dockerfile} lies outside the build's folder; move it in")
     context = Path(tempfile.mkdtemp(dir=upload.parent, prefix="context-"))
     try:
         with upload.open("rb") as archive:
@@ -50,7 +53,7 @@ def _build(store: ImageStore, wish: dict[str, Any], upload: Path) -> list[str]:
         builder = Builder(store, RuntimeStepRunner(wish["runtime_socket"]))
         image = builder.build(
             context,
-            dockerfile=context / wish["dockerfile"],
+            dockerfile=context / dockerfile,
             tag=wish["reference"],
             build_args=wish["build_args"],
             target=wish["target"] or None,
