@@ -175,6 +175,9 @@ class NetworkSync:
                 for on in old.networks
                 if on.network_id in held.networks
             )
+        for service_id, ports in list(self._told_ports.items()):
+            if any(port.network_id in delta.networks_removed for port in ports.values()):
+                requests.extend(self._start(*request) for request in self._port_requests(service_id))
         requests.extend(
             self._start(protocol.OP_NETWORK_REMOVE, {"id": network_id}) for network_id in delta.networks_removed
         )
@@ -210,8 +213,7 @@ class NetworkSync:
     def _port_requests(self, service_id: str) -> list[tuple[str, JsonObject]]:
         """What brings the told ports of a service to the wanted ones; they count as told from now on."""
         told = self._told_ports.pop(service_id, {})
-        service = self._held.services.get(service_id)
-        wanted = {} if service is None else {port.key: port for port in published_ports(service, self._node_id)}
+        wanted = self._ports_of(service_id)
         requests: list[tuple[str, JsonObject]] = [
             (
                 protocol.OP_PORT_REMOVE,
@@ -230,11 +232,15 @@ class NetworkSync:
         return requests
 
     def _wanted_ports(self) -> dict[str, dict[_PortKey, protocol.PublishedPort]]:
-        wanted = {
-            service_id: {port.key: port for port in published_ports(service, self._node_id)}
-            for service_id, service in self._held.services.items()
-        }
+        wanted = {service_id: self._ports_of(service_id) for service_id in self._held.services}
         return {service_id: ports for service_id, ports in wanted.items() if ports}
+
+    def _ports_of(self, service_id: str) -> dict[_PortKey, protocol.PublishedPort]:
+        """Ports of a service by key; none while this node does not have the network that they lead through."""
+        service = self._held.services.get(service_id)
+        if service is None or service.ingress_network_id not in self._held.networks:
+            return {}
+        return {port.key: port for port in published_ports(service, self._node_id)}
 
     def _start(self, operation: str, fields: JsonObject) -> asyncio.Task[JsonObject]:
         return asyncio.get_running_loop().create_task(self._link.call(operation, fields))
