@@ -178,8 +178,11 @@ class NetworkSync:
         for service_id, ports in list(self._told_ports.items()):
             if any(port.network_id in delta.networks_removed for port in ports.values()):
                 requests.extend(self._start(*request) for request in self._port_requests(service_id))
+        # A network can go before the services that publish ports through it, and was kept then: now nothing needs it.
+        kept_for_ports = {on.network_id for old in delta.services_removed.values() for on in old.networks}
         requests.extend(
-            self._start(protocol.OP_NETWORK_REMOVE, {"id": network_id}) for network_id in delta.networks_removed
+            self._start(protocol.OP_NETWORK_REMOVE, {"id": network_id})
+            for network_id in {*delta.networks_removed, *(kept_for_ports - held.networks.keys())}
         )
         self._wake.set()
         return requests
