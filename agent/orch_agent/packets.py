@@ -93,7 +93,12 @@ class PacketLink:
             self._disconnect("the agent is stopping")
 
     async def call(
-        self, operation: str, fields: Mapping[str, object] | None = None, *, timeout_s: float = 30.0
+        self,
+        operation: str,
+        fields: Mapping[str, object] | None = None,
+        *,
+        timeout_s: float = 30.0,
+        repeat: bool = False,
     ) -> JsonObject:
         """Asks the process to do ``operation`` and returns its answer.
 
@@ -101,6 +106,7 @@ class PacketLink:
             operation: the name of the operation.
             fields: the request's fields.
             timeout_s: longest wait, for the connection and the answer together.
+            repeat: ask again when the connection breaks, as long as there is time.
 
         Raises:
             LinkLost: the connection broke or did not come up in time; whether the operation was done is unknown, and
@@ -110,9 +116,16 @@ class PacketLink:
         deadline = asyncio.timeout(timeout_s)
         try:
             async with deadline:
-                if not self._ready.is_set():
-                    await self._ready.wait()
-                return await self.call_now(operation, fields)
+                while True:
+                    if not self._ready.is_set():
+                        await self._ready.wait()
+                    try:
+                        return await self.call_now(operation, fields)
+                    except LinkLost:
+                        if not repeat:
+                            raise
+                    # Until the loss has been noticed everywhere, the link still looks ready.
+                    await asyncio.sleep(RECONNECT_FIRST_S)
         except TimeoutError as error:
             if not deadline.expired():
                 raise

@@ -72,16 +72,16 @@ class Runtime:
             )
         except InvalidConfig as error:
             raise LinkRefused(error.kind, str(error)) from error
-        return view_of(protocol.parse_state(await self.link.call(protocol.OP_RUN, {"plan": plan})))
+        return view_of(protocol.parse_state(await self.link.call(protocol.OP_RUN, {"plan": plan}, repeat=True)))
 
     async def kill(self, container_id: str, number: int) -> None:
         """Sends a signal to the container's first process."""
-        await self.link.call(protocol.OP_KILL, {"id": container_id, "signal": number})
+        await self.link.call(protocol.OP_KILL, {"id": container_id, "signal": number}, repeat=True)
 
     async def delete(self, container_id: str) -> None:
         """Removes a container, killing it first if it runs; one that is not there is fine."""
         try:
-            await self.link.call(protocol.OP_DELETE, {"id": container_id, "force": True})
+            await self.link.call(protocol.OP_DELETE, {"id": container_id, "force": True}, repeat=True)
         except LinkRefused as error:
             if error.kind != NotFound.kind:
                 raise

@@ -172,7 +172,7 @@ class Preparation:
         """Asks for the task to be detached; the request is sent before this returns to the loop, and not waited for."""
         if task.networks or task.spec.container.namespaces.network != "host":
             detaching = asyncio.get_running_loop().create_task(
-                self._network.call(network_protocol.OP_DETACH, {"task_id": task.id})
+                self._network.call(network_protocol.OP_DETACH, {"task_id": task.id}, repeat=True)
             )
             detaching.add_done_callback(_note_detach)
 
@@ -256,7 +256,7 @@ class Preparation:
         )
         try:
             answer = await self._network.call(
-                network_protocol.OP_ATTACH, {"task": network_protocol.to_json(wanted)}, timeout_s=15.0
+                network_protocol.OP_ATTACH, {"task": network_protocol.to_json(wanted)}, timeout_s=15.0, repeat=True
             )
         except (LinkRefused, LinkLost) as error:
             raise TaskFailure(f"network: {error}", types.FAILURE_REASON_NETWORK) from error
