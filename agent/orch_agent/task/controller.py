@@ -142,15 +142,22 @@ class TaskController:
 
     async def _live(self) -> None:
         if self._found is None:
-            if self.status.state >= types.TASK_STATE_STARTING or self.task.status.state >= types.TASK_STATE_STARTING:
+            if self._was_about_to_start():
+                if self._unwanted():
+                    self._end(types.TASK_STATE_SHUTDOWN, "stopped before it was started")
+                    return
+                self.prepared = await self._around.preparation.prepare(self.task)
+                await self._start_container()
+            elif self.status.state >= types.TASK_STATE_STARTING or self.task.status.state >= types.TASK_STATE_STARTING:
                 self.status.state = max(self.status.state, self.task.status.state)
                 raise TaskFailure(
                     "the node lost the container (it was restarted, or its runtime was); how it ended is not known",
                     types.FAILURE_REASON_LOST,
                 )
-            if not await self._get_ready():
+            elif await self._get_ready():
+                await self._start()
+            else:
                 return
-            await self._start()
         elif self._found.exit is not None:
             self.container_ended(self._found.exit)
         await self._watch()
@@ -181,6 +188,17 @@ class TaskController:
         self._step(types.TASK_STATE_STARTING, "starting")
         # From here on the agent must find out about the container after its own death, whatever the leader knew.
         self._around.records.write_status(self.task.id, self.status)
+        await self._start_container()
+
+    def _was_about_to_start(self) -> bool:
+        """Whether the agent died just before the runtime had the task.
+
+        The record says so, and the runtime does not know the container: it remembers a container before it lets it run.
+        """
+        return self.status.state == types.TASK_STATE_STARTING and not self.status.container.container_id
+
+    async def _start_container(self) -> None:
+        assert self.prepared is not None
         try:
             started = await self._around.runtime.run(self.task.id, self.prepared.request)
         except LinkRefused as error:

@@ -350,17 +350,34 @@ def test_a_container_that_ended_meanwhile_keeps_its_exit_code(tmp_path: Path) ->
 
 @pytest.mark.parametrize("from_record", [True, False])
 def test_a_task_is_never_started_twice(tmp_path: Path, from_record: bool) -> None:  # noqa: FBT001 -- as above
-    """A task whose start was tried and whose container is gone is lost, whoever remembers it."""
+    """A task whose container had been started and is gone is lost, whoever remembers it."""
 
     async def scenario() -> None:
         if from_record:
-            life = make_life(tmp_path, recorded=types.TaskStatus(state=types.TASK_STATE_STARTING))
+            started = types.ContainerStatus(container_id="t", pid=7)
+            life = make_life(tmp_path, recorded=types.TaskStatus(state=types.TASK_STATE_RUNNING, container=started))
         else:
             life = make_life(tmp_path, known=types.TASK_STATE_RUNNING)
         await life.controller.run()
         assert life.runtime.runs == 0
         assert life.reported[-1].reason == types.FAILURE_REASON_LOST
         assert life.states == ["FAILED"]
+
+    play(scenario)
+
+
+def test_a_start_that_never_reached_the_runtime_is_made_up_for(tmp_path: Path) -> None:
+    """A task that was about to start when the agent died is started: the runtime never had it."""
+
+    async def scenario() -> None:
+        life = make_life(tmp_path, recorded=types.TaskStatus(state=types.TASK_STATE_STARTING))
+        living = asyncio.get_running_loop().create_task(life.controller.run())
+        while "RUNNING" not in life.states:  # noqa: ASYNC110 -- the controller tells nobody else
+            await asyncio.sleep(0)
+        assert life.states == ["RUNNING"]
+        assert life.runtime.runs == 1
+        living.cancel()
+        await asyncio.wait({living})
 
     play(scenario)
 
