@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ctypes
+import gc
 import os
 import random
 import signal
@@ -31,6 +32,7 @@ _log = logs.get("manager")
 EXIT_FAILED = 1
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 EXIT_STATE_UNUSABLE = 3
+_GC_THRESHOLD = 10_000  # new objects before cycles are looked for: a deploy makes thousands that reference counts free
 
 
 def _software_version() -> str:
@@ -103,6 +105,10 @@ def main() -> None:
     if arguments.parent_pid:
         _die_with(arguments.parent_pid)
     logs.configure(level=arguments.log_level)
+    # What is imported stays for good; the store's objects are kept by count, and cycles are few.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GC_THRESHOLD)
     try:
         asyncio.run(_run(arguments))
     except StorageError as error:

@@ -8,16 +8,18 @@ Info tells the story of the cluster, debug the story of a task. Never a secret, 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 from typing import Final, TextIO
 
 ROOT: Final = "orch"
+_NEEDS_QUOTES: Final = re.compile(r'[ "=\\]')
 
 
 def _format_value(value: object) -> str:
     text = str(value)
-    if text and all(character.isprintable() and character not in ' "=\\' for character in text):
+    if text.isprintable() and text and not _NEEDS_QUOTES.search(text):
         return text
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
 

@@ -99,22 +99,35 @@ class NodeAssignments:
 
     def service_changed(self, service_id: str) -> bool:
         """Notes that a service's description changed; True when this node may have to be told."""
-        described = self._book.get(service_id)
-        if service_id not in self._services and (described is None or not self._interested(described)):
-            return False
+        # A service that this node knows is described when it is told: at each of many changes it would cost too much.
+        if service_id not in self._services:
+            described = self._book.get(service_id)
+            if described is None or not self._interested(described):
+                return False
         self._dirty_services[service_id] = None
         return True
+
+    @property
+    def services_wait(self) -> bool:
+        """Whether changes of services have not been told yet."""
+        return bool(self._dirty_services)
 
     def _interested(self, described: ServiceEndpoints) -> bool:
         return bool(described.ports) or any(self._users[(Network, on.network_id)] > 0 for on in described.networks)
 
-    def changes(self) -> list[AssignmentChange]:
-        """The differences since the last call, in an order that an agent can apply."""
+    def changes(self, *, with_services: bool = True) -> list[AssignmentChange]:
+        """The differences since the last call, in an order that an agent can apply.
+
+        Args:
+            with_services: False leaves changes of services for a later call, but for those on networks that this node
+                did not need before: a task must find them when it starts.
+        """
         touched: dict[Key, None] = {}
         tasks = [change for task_id in self._dirty_tasks if (change := self._task_change(task_id, touched))]
         self._dirty_tasks.clear()
         brought, taken = self._object_changes(touched)
-        services = self._service_changes(touched)
+        new_networks = any(kind is Network for kind, _ in touched)
+        services = self._service_changes(touched) if with_services or new_networks else []
         return [*brought, *tasks, *services, *taken]
 
     def _task_change(self, task_id: str, touched: dict[Key, None]) -> AssignmentChange | None:

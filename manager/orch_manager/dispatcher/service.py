@@ -17,6 +17,7 @@ from orch_manager.faults import told_as
 from orch_manager.streaming import END_OF_STREAM
 from orch_proto import defaults
 from orch_proto.dispatcher_pb2 import (
+    AssignmentChange,
     HeartbeatAck,
     ManagerMessage,
     SessionOpened,
@@ -32,6 +33,9 @@ _log = logs.get("dispatcher")
 _Context = Any
 #: Status batches that may wait for the disk; then the agent's stream is not read further.
 _WAITING_BATCHES: Final = 16
+#: Shortest time between two tellings of services: in a deploy every task that runs changes its service, and each one
+#: names all of its endpoints. The first change of a quiet time is told at once, and tasks always are.
+_SERVICES_INTERVAL_S: Final = 0.05
 _OPEN_TIMEOUT_S: Final = defaults.NODE_CALL_TIMEOUT_MS / 1000
 
 
@@ -45,6 +49,8 @@ class _Stream:
         self._batches: asyncio.Queue[StatusBatch] = asyncio.Queue(maxsize=_WAITING_BATCHES)
         self._held = ""
         self._number = 0
+        self._services_due_s = 0.0
+        self._services_timer: asyncio.TimerHandle | None = None
 
     async def run(self, cluster_id: str, version: str) -> None:
         """Serves until the agent closes, the session is ended, or something fails."""
@@ -67,6 +73,8 @@ class _Stream:
         finally:
             for worker in workers:
                 worker.cancel()
+            if self._services_timer is not None:
+                self._services_timer.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
         for worker in done:
             error = worker.exception()
@@ -140,8 +148,8 @@ class _Stream:
                 await self._send_assignments()
 
     async def _send_assignments(self) -> None:
-        changes = self._session.assignments.changes()
         complete = not self._held
+        changes = self._changes(complete=complete)
         if not changes and not complete:
             return
         self._number += 1
@@ -149,6 +157,23 @@ class _Stream:
         for part in in_messages(changes, complete=complete, applies_to=self._held, results_in=results_in):
             await self._write(ManagerMessage(assignments=part))
         self._held = results_in
+
+    def _changes(self, *, complete: bool) -> list[AssignmentChange]:
+        """What to tell now; services only when they are due, and a timer for those that are not."""
+        session, loop = self._session, asyncio.get_running_loop()
+        now_s = loop.time()
+        due = complete or now_s >= self._services_due_s
+        told = due and session.assignments.services_wait
+        changes = session.assignments.changes(with_services=due)
+        if told:
+            self._services_due_s = now_s + _SERVICES_INTERVAL_S
+        if session.assignments.services_wait and self._services_timer is None:
+            self._services_timer = loop.call_at(self._services_due_s, self._services_are_due)
+        return changes
+
+    def _services_are_due(self) -> None:
+        self._services_timer = None
+        self._session.mark_assignments()
 
 
 class DispatcherService(DispatcherServicer):
