@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 _ORDER = (
@@ -13,6 +14,7 @@ _ORDER = (
 NUMBERS: dict[str, int] = {f"CAP_{name}": number for number, name in enumerate(_ORDER.split())}
 
 
+@cache
 def last_capability() -> int:
     """Return the number of the highest capability this kernel knows."""
     return int(Path("/proc/sys/kernel/cap_last_cap").read_text(encoding="ascii"))

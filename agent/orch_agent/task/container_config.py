@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from orch_agent.errors import TaskFailure
@@ -65,6 +66,11 @@ def capabilities(added: Sequence[str], dropped: Sequence[str]) -> list[str]:
 
     As in Docker, dropping ALL leaves just what is added, and adding ALL leaves all but what is dropped.
     """
+    return list(_chosen_capabilities(tuple(added), tuple(dropped)))
+
+
+@lru_cache(maxsize=64)
+def _chosen_capabilities(added: tuple[str, ...], dropped: tuple[str, ...]) -> tuple[str, ...]:
     add = {_capability(name) for name in added}
     drop = {_capability(name) for name in dropped}
     everything = set(NUMBERS)
@@ -72,7 +78,7 @@ def capabilities(added: Sequence[str], dropped: Sequence[str]) -> list[str]:
     if "ALL" in add:
         base = everything
     chosen = (base | (add - {"ALL"})) - (drop - {"ALL"})
-    return sorted(chosen, key=lambda name: NUMBERS[name])
+    return tuple(sorted(chosen, key=lambda name: NUMBERS[name]))
 
 
 def _capability(name: str) -> str:

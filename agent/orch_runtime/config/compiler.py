@@ -5,17 +5,18 @@ What the runtime does not do is refused, never skipped: seccomp, hooks, user nam
 
 from __future__ import annotations
 
-import json
+import marshal
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from orch_runtime.capabilities import NUMBERS, last_capability, mask_of
+from orch_runtime.config.memo import remembered
 from orch_runtime.config.mounts import normal_path, read_mount, split_stage
 from orch_runtime.config.reader import Reader
 from orch_runtime.config.resources import read_limits
 from orch_runtime.errors import InvalidConfig
-from orch_runtime.plan import BindRootfs, LogOptions, OverlayRootfs, Plan, ProcessPlan, RootfsPlan, UserPlan
+from orch_runtime.plan import BindRootfs, LogOptions, MountPlan, OverlayRootfs, Plan, ProcessPlan, RootfsPlan, UserPlan
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}")
 MAX_PLAN_BYTES = 1 << 20
@@ -82,8 +83,7 @@ def _user(process: Reader, name: str | None) -> UserPlan:
     return plan
 
 
-def _capabilities(process: Reader) -> dict[str, int]:
-    sets = process.reader("capabilities")
+def _capabilities(sets: Reader) -> dict[str, int]:
     known = (1 << last_capability() + 1) - 1
     masks: dict[str, int] = {}
     for name in ("bounding", "effective", "permitted", "inheritable", "ambient"):
@@ -129,7 +129,8 @@ def read_process(process: Reader, user: str | None) -> tuple[ProcessPlan, int | 
     if process.boolean("terminal"):
         raise process.fail("terminal", "is not supported by this runtime")
     process.ignore("terminal", "consoleSize")
-    masks = _capabilities(process)
+    given = process.reader("capabilities")
+    masks = remembered("capabilities", given.raw, lambda: _capabilities(given))
     plan: ProcessPlan = {
         "args": args,
         "env": env,
@@ -211,6 +212,18 @@ def _sysctls(linux: Reader, network: str) -> list[list[str]]:
     return sysctls
 
 
+def _paths(linux: Reader, key: str) -> list[str]:
+    given = linux.texts(key)
+    return remembered("paths", given, lambda: [normal_path(entry, linux.where(key)) for entry in given])
+
+
+def _mount(entry: Reader) -> MountPlan:
+    # Bind mounts have a source of the container's own: remembering them would only crowd out the others.
+    if entry.raw.get("type") == "bind":
+        return read_mount(entry)
+    return remembered("mount", entry.raw, lambda: read_mount(entry))
+
+
 def compile_config(
     config: Mapping[str, object],
     *,
@@ -245,9 +258,9 @@ def compile_config(
     process, oom_score_adj = read_process(process_reader, user)
     linux = top.reader("linux")
     network, path = _namespaces(linux, netns_path)
-    masked = [normal_path(entry, linux.where("maskedPaths")) for entry in linux.texts("maskedPaths")]
-    read_only = [normal_path(entry, linux.where("readonlyPaths")) for entry in linux.texts("readonlyPaths")]
-    mounts = [read_mount(entry) for entry in top.readers("mounts")]
+    masked, read_only = _paths(linux, "maskedPaths"), _paths(linux, "readonlyPaths")
+    resources = linux.reader("resources")
+    mounts = [_mount(entry) for entry in top.readers("mounts")]
     stages, key, mounts, masked, read_only = split_stage(mounts, masked, read_only)
     if linux.text("rootfsPropagation", "rprivate") not in ("private", "rprivate", "slave", "rslave", ""):
         raise linux.fail("rootfsPropagation", "shared propagation is not supported by this runtime")
@@ -271,7 +284,7 @@ def compile_config(
         "process": process,
         "oom_score_adj": oom_score_adj,
         "init": init,
-        "limits": read_limits(linux.reader("resources")),
+        "limits": remembered("resources", resources.raw, lambda: read_limits(resources)),
         "log": None
         if log is None
         else {"path": normal_path(log.path, "log.path"), "max_bytes": log.max_bytes, "max_files": log.max_files},
@@ -280,7 +293,7 @@ def compile_config(
     top.finish()
     if len(plan["hostname"]) > 64 or len(plan["domainname"]) > 64:
         raise top.fail("hostname", "is longer than the kernel's 64 characters")
-    size = len(json.dumps(plan))
+    size = len(marshal.dumps(plan, 2))  # type: ignore[arg-type]  # a TypedDict is a dict
     if size > MAX_PLAN_BYTES:
         raise InvalidConfig(
             "config", f"makes a plan of {size} bytes; the limit is {MAX_PLAN_BYTES}: shorten args and env"

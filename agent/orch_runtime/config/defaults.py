@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -131,10 +130,10 @@ def default_config(
             "noNewPrivileges": True,
         },
         "root": {"path": "rootfs", "readonly": readonly_rootfs},
-        "mounts": copy.deepcopy(list(DEFAULT_MOUNTS)),
+        "mounts": [{**mount, "options": [*mount["options"]]} for mount in DEFAULT_MOUNTS],
         "linux": {
             "namespaces": namespaces,
-            "resources": {"pids": {"limit": pids_limit}, "devices": copy.deepcopy(list(DEFAULT_DEVICE_RULES))},
+            "resources": {"pids": {"limit": pids_limit}, "devices": [{**rule} for rule in DEFAULT_DEVICE_RULES]},
             "maskedPaths": list(DEFAULT_MASKED_PATHS),
             "readonlyPaths": list(DEFAULT_READONLY_PATHS),
             "sysctl": dict(sysctls),

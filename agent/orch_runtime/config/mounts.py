@@ -6,6 +6,7 @@ import json
 import posixpath
 import zlib
 
+from orch_runtime.config.memo import remembered
 from orch_runtime.config.reader import Reader
 from orch_runtime.errors import InvalidConfig
 from orch_runtime.plan import MountPlan, StagePlan
@@ -96,6 +97,10 @@ def beneath(path: str, root: str) -> bool:
     return path == root or path.startswith(root + "/")
 
 
+def _stage_key(stages: list[StagePlan]) -> str:
+    return f"{zlib.crc32(json.dumps(stages, sort_keys=True).encode()):08x}-{len(stages)}"
+
+
 def split_stage(
     mounts: list[MountPlan], masked: list[str], readonly: list[str]
 ) -> tuple[list[StagePlan], str, list[MountPlan], list[str], list[str]]:
@@ -125,5 +130,5 @@ def split_stage(
         masked = [path for path in masked if path not in stage_masked]
         readonly = [path for path in readonly if path not in stage_readonly]
         stages.append({"target": root, "mounts": taken, "masked": stage_masked, "readonly": stage_readonly})
-    key = f"{zlib.crc32(json.dumps(stages, sort_keys=True).encode()):08x}-{len(stages)}"
+    key = remembered("stages", stages, lambda: _stage_key(stages))
     return stages, key, rest, masked, readonly

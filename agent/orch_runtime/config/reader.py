@@ -20,6 +20,11 @@ class Reader:
         self._path = path
         self._asked: set[str] = set()
 
+    @property
+    def raw(self) -> Mapping[str, Any]:
+        """The object itself."""
+        return self._value
+
     def where(self, key: str) -> str:
         """Return the JSON path of a key."""
         return f"{self._path}.{key}" if self._path else key

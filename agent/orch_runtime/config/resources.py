@@ -6,7 +6,7 @@ from orch_runtime.config.reader import Reader
 from orch_runtime.plan import LimitsPlan
 
 _MAX = 1 << 62
-MIN_MEMORY_BYTES = 6 * 1024 * 1024
+MIN_MEMORY_BYTES = 4 * 1024 * 1024
 
 
 def _device_rules(resources: Reader) -> list[str]:
