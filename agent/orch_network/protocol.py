@@ -14,6 +14,7 @@ do not share the mount namespace of the network process.
 from __future__ import annotations
 
 import json
+import marshal
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Any
@@ -151,7 +152,26 @@ class Service:
     endpoints: tuple[Endpoint, ...] = ()
 
 
+# Each telling of a service names all of its endpoints, nearly all as before: those are not examined again. The keys are
+# the endpoints as they came, in a form that keeps types apart.
+_KNOWN_ENDPOINTS: dict[bytes, Endpoint] = {}
+
+
 def _read_endpoint(value: object, where: str) -> Endpoint:
+    try:
+        key = marshal.dumps(value, 2)  # type: ignore[arg-type]  # what cannot be written raises
+    except ValueError:
+        return _examine_endpoint(value, where)
+    known = _KNOWN_ENDPOINTS.get(key)
+    if known is None:
+        known = _examine_endpoint(value, where)
+        if len(_KNOWN_ENDPOINTS) >= 2 * limits.MAX_ENDPOINTS:
+            _KNOWN_ENDPOINTS.clear()
+        _KNOWN_ENDPOINTS[key] = known
+    return known
+
+
+def _examine_endpoint(value: object, where: str) -> Endpoint:
     fields = Fields(value, where)
     endpoint = Endpoint(
         task_id=fields.identifier("task_id"),
