@@ -44,11 +44,16 @@ class Footprint:
         return found
 
 
-def settled_difference(before: Footprint, take: Callable[[], Footprint], limit_s: float = 15.0) -> list[str]:
-    """The difference that remains: the kernel lets go of dead namespaces and cgroups a moment later."""
+def settled_difference(
+    before: Footprint, take: Callable[[], Footprint], *, only_new: bool = False, limit_s: float = 15.0
+) -> list[str]:
+    """The difference that remains: the kernel lets go of dead namespaces and cgroups a moment later.
+
+    With ``only_new``, what is less than before is fine, as spare children and namespaces are used up.
+    """
     deadline = time.monotonic() + limit_s
     while True:
-        left = before.difference(take())
+        left = [found for found in before.difference(take()) if not only_new or ": new: " in found]
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(POLL_S)

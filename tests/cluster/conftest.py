@@ -65,5 +65,5 @@ def clean(playground: Playground) -> Iterator[Playground]:
     yield playground
     for stack in playground.orch("stack", "ls", "--format", "{{.Name}}").stdout.split():
         playground.orch("stack", "rm", stack)
-    left = leaks.settled_difference(before, lambda: leaks.node(playground.node))
+    left = leaks.settled_difference(before, lambda: leaks.node(playground.node), only_new=True)
     assert not left, f"the test left in the node: {left}"
