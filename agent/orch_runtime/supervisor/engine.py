@@ -16,7 +16,6 @@ from orch_runtime.child.failure import CANNOT_EXECUTE, NOT_FOUND
 from orch_runtime.errors import (
     AlreadyExists,
     InvalidConfig,
-    KernelError,
     NotFound,
     Refused,
     RuntimeFailure,
@@ -26,6 +25,7 @@ from orch_runtime.errors import (
 from orch_runtime.supervisor.children import ChildPool, send_plan
 from orch_runtime.supervisor.container import Container
 from orch_runtime.supervisor.exits import ExitJournal
+from orch_runtime.supervisor.launch import check_plan, close_all, make_streams, open_netns
 from orch_runtime.supervisor.logs import LogPump
 
 TYPE_CHECKING = False
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 MAX_CONTAINERS = 4096
 MAX_IN_FLIGHT = 6
 MAX_QUEUED = 4096
-_PIPE_BYTES = 65536
 
 
 def unix_ms() -> int:
@@ -91,7 +90,7 @@ class Engine:
         start: bool,
     ) -> None:
         """Create a container and, if asked, start it. The same plan under the same id gets what is there."""
-        container_id = _check_plan(plan)
+        container_id = check_plan(plan)
         message = marshal.dumps(plan, 2)  # type: ignore[arg-type]  # a TypedDict is a dict
         checksum = zlib.crc32(message)
         existing = self.containers.get(container_id)
@@ -132,18 +131,18 @@ class Engine:
             begin()
 
     def _begin(self, container: Container, plan: Plan, request: bytes, descriptors: list[int], *, start: bool) -> None:
-        netns_fd = _open_netns(plan)
+        netns_fd = open_netns(plan)
         try:
             child = self.pool.take(plan)
         except BaseException:
-            _close_all([netns_fd, *descriptors])
+            close_all([netns_fd, *descriptors])
             raise
         container.child = child
         container.cgroup = child.cgroup
         container.pid, container.start_time, container.pidfd = child.pid, child.start_time, child.pidfd
         os.mkdir(container.directory, 0o700)
         directory_fd = os.open(container.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        streams, readers = _make_streams(plan, descriptors)
+        streams, readers = make_streams(plan, descriptors)
         given = [directory_fd, *streams, netns_fd]
         present = [fd for fd in given if fd >= 0]
         layout = [present.index(fd) if fd >= 0 else -1 for fd in given]
@@ -151,10 +150,10 @@ class Engine:
         try:
             send_plan(child, marshal.dumps((plan, layout), 2), present)  # type: ignore[arg-type]  # a TypedDict is a dict
         except BaseException:
-            _close_all(readers)
+            close_all(readers)
             raise
         finally:
-            _close_all(present)
+            close_all(present)
         if readers:
             container.pipes = [os.fstat(fd).st_ino for fd in readers]
             container.log = LogPump(self.loop, self.scratch, readers, container.log_options)
@@ -442,62 +441,6 @@ class Engine:
         return self.cgroups.set_limits(container.cgroup, limits)
 
 
-def _check_plan(plan: object) -> str:
-    """Check as much of a plan as keeps a wrong one from doing harm here; the rest fails in the child."""
-    if not isinstance(plan, dict):
-        raise InvalidConfig("plan", "must be an object made by compile_config")
-    missing = {
-        "id",
-        "rootfs",
-        "stage",
-        "stage_key",
-        "mounts",
-        "process",
-        "limits",
-        "log",
-        "network",
-        "bundle",
-    } - plan.keys()
-    if missing:
-        raise InvalidConfig("plan", f"lacks {', '.join(sorted(missing))}; make plans with compile_config")
-    container_id = plan["id"]
-    if not isinstance(container_id, str) or not container_id or "/" in container_id or container_id.startswith("."):
-        raise InvalidConfig("plan.id", f"{container_id!r} is not a container id")
-    return container_id
-
-
-def _open_netns(plan: Plan) -> int:
-    if plan["network"] != "path":
-        return -1
-    try:
-        return os.open(plan["netns_path"], os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise KernelError("open network namespace", error.errno or 0, plan["netns_path"]) from error
-
-
-def _make_streams(plan: Plan, descriptors: list[int]) -> tuple[list[int], list[int]]:
-    """Return the container's stdin, stdout and stderr (-1 is /dev/null), and our ends of those that are logged."""
-    readers: list[int] = []
-    if descriptors:
-        return descriptors, readers
-    streams = [-1, -1, -1]
-    if plan["log"] is not None:
-        for position in (1, 2):
-            reader, streams[position] = _make_pipe()
-            readers.append(reader)
-    return streams, readers
-
-
-def _make_pipe() -> tuple[int, int]:
-    """Return (read end, both ends): the container holds its pipe open for reading too.
-
-    So its writes never fail with EPIPE, whoever of us dies; they wait when the pipe is full.
-    """
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    os.close(writer)
-    return reader, os.open(f"/proc/self/fd/{reader}", os.O_RDWR | os.O_CLOEXEC)
-
-
 def _start_error(directory: str) -> list[str]:
     """Return why a container did not start whose child found no supervisor to tell it to."""
     try:
@@ -508,12 +451,6 @@ def _start_error(directory: str) -> list[str]:
         return [str(json.loads(os.read(fd, 8192))["message"])]
     finally:
         os.close(fd)
-
-
-def _close_all(descriptors: list[int]) -> None:
-    for fd in descriptors:
-        if fd >= 0:
-            os.close(fd)
 
 
 def log_failure(text: str, error: BaseException) -> None:
