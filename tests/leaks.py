@@ -18,6 +18,7 @@ from pathlib import Path
 from orch_cli.playground.layout import NAMESPACES, Layout, NodePlace
 from orch_cli.playground.leftovers import unescape
 from orch_cli.playground.processes import all_pids, identify
+from orch_runtime.daemon import DEFAULT_POOL_SIZE
 
 WHOLE_HOST = os.environ.get("CI") == "true"
 POLL_S = 0.05
@@ -84,12 +85,20 @@ def node(place: NodePlace) -> Footprint:
     folders = [str(folder) for folder in _cgroups() if f"{place.cgroup_parent}/" in str(folder)]
     return Footprint(
         mounts=Counter(_numberless(point) for point in _mount_points() if point.startswith(roots)),
-        cgroups=Counter(_numberless(folder) for folder in folders),
+        cgroups=_beyond_spares(Counter(_numberless(folder) for folder in folders), "/c-#"),
         links=Counter(_numberless(line.split(":")[0].strip()) for line in links.splitlines()[2:]),
         namespaces=Counter(),
         rules=Counter(_ruleset([*enter, "nft"])),
-        processes=Counter(_numberless(line) for line in _command_lines() if f"{place.run_dir}/" in line),
+        processes=_beyond_spares(
+            Counter(_numberless(line) for line in _command_lines() if f"{place.run_dir}/" in line), "--pool #"
+        ),
     )
+
+
+def _beyond_spares(found: Counter[str], ending: str) -> Counter[str]:
+    # The supervisor keeps up to so many children in reserve, each with its cgroups; after a kill it makes new ones.
+    spares = Counter({name: DEFAULT_POOL_SIZE + 1 for name in found if name.endswith(ending)})
+    return found - spares
 
 
 def _numberless(name: str) -> str:

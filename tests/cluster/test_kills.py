@@ -116,12 +116,16 @@ def test_no_exit_code_is_lost_with_the_supervisor(clean: Playground) -> None:
     )
     clean.deploy("codes", f"services:\n{services}\n", "--detach")
 
-    def ended() -> dict[str, int]:
+    def ended() -> dict[str, int | str]:
         tasks = {name: clean.tasks(f"codes_{name}") for name in codes}
-        return {
-            name: found[0].status.container.exit_code
+        over = {
+            name: found[0].status
             for name, found in tasks.items()
             if found and found[0].status.state >= types_pb2.TASK_STATE_COMPLETE
+        }
+        return {
+            name: status.container.exit_code if status.container.HasField("exit_code") else status.error
+            for name, status in over.items()
         }
 
     for _ in range(ROUNDS):
