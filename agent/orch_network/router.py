@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from orch_network import limits, slots
+from orch_network import limits
+from orch_network.balancing import Balancing, Changes
 from orch_network.digest import short_digest
 from orch_network.errors import KernelError
 from orch_network.ipv4 import Subnet, format_address, mac_of, parse_address, parse_subnet
@@ -26,18 +26,12 @@ from orch_network.protocol import Network, PublishedPort, Service
 from orch_network.rules import (
     ANSWER_MARK,
     ROUTER_BACKENDS,
-    ROUTER_HAIRPIN,
     ROUTER_PUBLISHED,
     Ruleset,
-    port_word,
-    port_words,
-    read_slot_word,
     router_ruleset,
-    slot_word,
 )
 from orch_network.tables import change_elements, install, repair_elements, repair_ruleset
 
-Owners = tuple[bytes | None, ...]
 _FIRST_TASK_INDEX = 1000
 _ANSWER_RULE, _ANSWER_TABLE = 100, 100
 """The routing rule for answers to outside clients, and its table, which knows the uplink alone."""
@@ -57,14 +51,6 @@ class TaskLink:
     task_id: str
     address: bytes
     index: int
-
-
-@dataclass(slots=True)
-class Balanced:
-    """A virtual address, or a published port, and who serves it."""
-
-    owners: Owners
-    members: tuple[bytes, ...] = field(default=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +86,9 @@ class Router:
         self.gateway = parse_address(network.gateway, "gateway")
         self.tasks: dict[str, TaskLink] = {}
         self.task_of_address: dict[bytes, str] = {}
-        self.services: dict[str, Service] = {}
-        self.ports: dict[tuple[str, int], PublishedPort] = {}
-        self._vips: dict[bytes, Balanced] = {}
-        self._published: dict[tuple[str, int], tuple[int, Balanced]] = {}
+        self.balancing = Balancing()
         self._fading: dict[str, float] = {}
         self._up: dict[str, int] = {}
-        self._learned: dict[bytes, list[bytes | None]] = {}
-        self._hairpin: Counter[bytes] = Counter()
-        self._stale_backends: set[bytes] = set()
         self._next_index = _FIRST_TASK_INDEX
         self._link: NetlinkSocket
         self._nftables: Nftables
@@ -173,22 +153,11 @@ class Router:
         highest = max(self._up.values(), default=0)
         self._next_index = max(_FIRST_TASK_INDEX, highest + 1)
         for set_name in (ROUTER_BACKENDS.name, ROUTER_PUBLISHED.name):
-            for key, data in self._nftables.elements(limits.TABLE, set_name).items():
-                owners = self._learned.setdefault(key[:-4], [None] * limits.SLOTS)
-                slot = read_slot_word(key[-4:])
-                if slot < limits.SLOTS:
-                    owners[slot] = data[:4]
+            self.balancing.learn(self._nftables.elements(limits.TABLE, set_name))
 
     def restore(self, services: Iterable[Service], ports: Mapping[tuple[str, int], PublishedPort]) -> None:
         """After a restart: want these again, with the slots as the kernel has them. ``repair`` does the rest."""
-        for service in services:
-            self.services[service.id] = service
-            self._hairpin.update(_hairpin_addresses(service))
-            self._assign_vip(service)
-        for key, port in ports.items():
-            self._assign_port(key, port)
-        self.ports = dict(ports)
-        self._learned.clear()
+        self.balancing.restore(services, ports)
 
     def close(self) -> None:
         """Let go of fds; the namespace stays as long as it is mounted."""
@@ -259,123 +228,39 @@ class Router:
         )
 
     # ---- balancing -------------------------------------------------------------------------------------------------
+    @property
+    def services(self) -> dict[str, Service]:
+        """The services of this network by id."""
+        return self.balancing.services
+
+    @property
+    def ports(self) -> dict[tuple[str, int], PublishedPort]:
+        """The ports that lead into this network, by (protocol, published)."""
+        return self.balancing.ports
+
     def put_service(self, service: Service) -> None:
         """Add or replace one service."""
         self.put_services([service], [])
 
     def put_services(self, changed: Iterable[Service], removed: Iterable[str]) -> None:
         """Replace services and remove others in one atomic batch."""
-        before: dict[bytes, bytes] = {}
-        after: dict[bytes, bytes] = {}
-        changed = list(changed)
-        gone = [service_id for service_id in removed if service_id in self.services]
-        touched = gone + [service.id for service in changed if service.id in self.services]
-        hairpins = Counter(self._hairpin)
-        for service_id in touched:
-            old = self.services[service_id]
-            before.update(self._backend_elements(old.vip))
-            hairpins.subtract(_hairpin_addresses(old))
-        for service_id in gone:
-            self._drop_vip(self.services.pop(service_id).vip)
-        for service in changed:
-            previous = self.services.get(service.id)
-            if previous is not None and previous.vip != service.vip:
-                self._drop_vip(previous.vip)
-            self.services[service.id] = service
-            hairpins.update(_hairpin_addresses(service))
-            self._assign_vip(service)
-            after.update(self._backend_elements(service.vip))
-        present, wanted = +self._hairpin, +hairpins
-        self._hairpin = wanted
-        self._change(
-            {
-                ROUTER_BACKENDS.name: (before, after),
-                ROUTER_HAIRPIN.name: (
-                    {address * 2: b"" for address in present.keys() - wanted.keys()},
-                    {address * 2: b"" for address in wanted.keys() - present.keys()},
-                ),
-            }
-        )
-
-    def _assign_vip(self, service: Service) -> None:
-        if not service.vip:
-            return
-        vip = parse_address(service.vip, "vip")
-        previous = self._vips.get(vip)
-        members = tuple(sorted({parse_address(endpoint.address, "endpoint") for endpoint in service.endpoints}))
-        owners = slots.assign(previous.owners if previous else self._learned.get(vip, ()), members)
-        if previous is not None:
-            self._stale_backends |= {owner for owner in previous.owners if owner is not None} - set(members)
-        self._vips[vip] = Balanced(owners, members)
-
-    def _drop_vip(self, vip: str) -> None:
-        balanced = self._vips.pop(parse_address(vip, "vip"), None) if vip else None
-        if balanced is not None:
-            self._stale_backends |= {owner for owner in balanced.owners if owner is not None}
-
-    def _backend_elements(self, vip: str) -> dict[bytes, bytes]:
-        if not vip:
-            return {}
-        address = parse_address(vip, "vip")
-        balanced = self._vips.get(address)
-        return _slot_elements(address, balanced.owners) if balanced is not None else {}
+        self._change(self.balancing.put_services(changed, removed))
 
     def set_ports(self, ports: Mapping[tuple[str, int], PublishedPort]) -> None:
         """Replace the ports that lead into this network, by (protocol, published)."""
-        before = self._published_elements()
-        for key in self._published.keys() - ports.keys():
-            self._stale_backends |= set(self._published.pop(key)[1].members)
-        for key, port in ports.items():
-            self._assign_port(key, port)
-        self.ports = dict(ports)
-        self._change({ROUTER_PUBLISHED.name: (before, self._published_elements())})
+        self._change(self.balancing.set_ports(ports))
 
     def put_port(self, port: PublishedPort) -> None:
         """Add or replace one port."""
-        key = (port.protocol, port.published)
-        before = self._port_elements(key)
-        self._assign_port(key, port)
-        self.ports[key] = port
-        self._change({ROUTER_PUBLISHED.name: (before, self._port_elements(key))})
+        self._change(self.balancing.put_port(port))
 
     def remove_port(self, key: tuple[str, int]) -> None:
         """Remove one port; one that is gone is fine."""
-        before = self._port_elements(key)
-        if self.ports.pop(key, None) is not None:
-            self._stale_backends |= set(self._published.pop(key)[1].members)
-            self._change({ROUTER_PUBLISHED.name: (before, {})})
+        changes = self.balancing.remove_port(key)
+        if changes:
+            self._change(changes)
 
-    def _assign_port(self, key: tuple[str, int], port: PublishedPort) -> None:
-        members = tuple(sorted({parse_address(address, "endpoint") for address in port.endpoints}))
-        previous = self._published.get(key)
-        learned = self._learned.get(port_words(*key), ())
-        owners = slots.assign(previous[1].owners if previous else learned, members)
-        if previous is not None:
-            self._stale_backends |= set(previous[1].members) - set(members)
-        self._published[key] = (port.target, Balanced(owners, members))
-
-    def _port_elements(self, key: tuple[str, int]) -> dict[bytes, bytes]:
-        if key not in self._published:
-            return {}
-        target, balanced = self._published[key]
-        suffix = port_word(target)
-        elements = _slot_elements(port_words(*key), balanced.owners)
-        return {element: address + suffix for element, address in elements.items()}
-
-    def _published_elements(self) -> dict[bytes, bytes]:
-        return {element: data for key in self._published for element, data in self._port_elements(key).items()}
-
-    def _wanted_elements(self) -> dict[str, dict[bytes, bytes]]:
-        backends: dict[bytes, bytes] = {}
-        for service in self.services.values():
-            backends.update(self._backend_elements(service.vip))
-        return {
-            ROUTER_BACKENDS.name: backends,
-            ROUTER_PUBLISHED.name: self._published_elements(),
-            ROUTER_HAIRPIN.name: {address * 2: b"" for address in +self._hairpin},
-        }
-
-    def _change(self, changes: Mapping[str, tuple[Mapping[bytes, bytes], Mapping[bytes, bytes]]]) -> None:
+    def _change(self, changes: Changes) -> None:
         batch = Batch(f"balance network {self.network.name}")
         for set_name, (before, after) in changes.items():
             change_elements(batch, set_name, before, after)
@@ -384,20 +269,16 @@ class Router:
         except KernelError:
             # Somebody changed the table by hand, so the difference does not apply: compare with what is there.
             repair_ruleset(self._nftables, self.ruleset())
-            repair_elements(self._nftables, self._wanted_elements())
+            repair_elements(self._nftables, self.balancing.wanted_elements())
 
     def forget_stale_flows(self) -> int:
         """Drop tracked UDP flows of removed backends, which would go on to them for ever. Returns how many."""
-        if not self._stale_backends:
-            return 0
-        serving = {owner for balanced in self._vips.values() for owner in balanced.members}
-        serving |= {owner for _, balanced in self._published.values() for owner in balanced.members}
-        stale, self._stale_backends = self._stale_backends - serving, set()
+        stale = self.balancing.take_stale()
         return conntrack.forget_flows(self._nftables.netlink, PROTOCOL_UDP, stale) if stale else 0
 
     def overfull(self) -> list[str]:
         """The virtual addresses with more backends than slots."""
-        return [format_address(vip) for vip, each in self._vips.items() if len(each.members) > limits.SLOTS]
+        return self.balancing.overfull()
 
     # ---- reconciliation --------------------------------------------------------------------------------------------
     def repair(self, namespaces: netns.Namespaces) -> list[tuple[str, str]]:
@@ -410,7 +291,9 @@ class Router:
         with namespaces.inside(self.fd):
             found += [("router-sysctl", f"{name} differed") for name in self._write_sysctls()]
         found += [("router-table", text) for text in repair_ruleset(self._nftables, self.ruleset())]
-        found += [("router-elements", text) for text in repair_elements(self._nftables, self._wanted_elements())]
+        found += [
+            ("router-elements", text) for text in repair_elements(self._nftables, self.balancing.wanted_elements())
+        ]
         links = self._links()
         self._up = {name: link.index for name, link in links.items() if link.is_up}
         found += self._repair_stale_links(links)
@@ -504,12 +387,3 @@ class Router:
 
 def _route_key(route: rt.Route) -> tuple[bytes, int, int]:
     return route.destination, route.prefix_length, route.table
-
-
-def _slot_elements(prefix: bytes, owners: Owners) -> dict[bytes, bytes]:
-    return {prefix + slot_word(slot): owner for slot, owner in enumerate(owners) if owner is not None}
-
-
-def _hairpin_addresses(service: Service) -> list[bytes]:
-    """Endpoints that may be balanced to themselves."""
-    return [parse_address(each.address, "endpoint") for each in service.endpoints] if service.vip else []
