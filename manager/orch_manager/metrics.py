@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from orch_manager import tasks as states
 from orch_manager.clock import Clock
+from orch_manager.labels import NAMESPACE_LABEL
 from orch_manager.store.schema import SCHEMA
 from orch_manager.store.store import Store
 from orch_manager.store.tables import Reader
@@ -23,7 +24,6 @@ from orch_proto.types_pb2 import FailureReason, TaskState, UpdateState
 from orch_raft.engine import Observer, Role
 
 _FAST: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
-_REASONS: Final = tuple(name.removeprefix("FAILURE_REASON_").lower() for name in FailureReason.keys())  # noqa: SIM118 - an enum wrapper
 _NODE_STATES: Final = tuple(name.removeprefix("NODE_STATE_").lower() for name in NodeState.keys())  # noqa: SIM118 - an enum wrapper
 
 
@@ -42,10 +42,11 @@ class ManagerMetrics:
             "orch_scheduler_filtered_total", "Nodes that a filter refused.", ["filter"], registry=self.registry
         )
         self.failures = CounterMetric(
-            "orch_service_task_failures_total", "Tasks that ended badly.", ["reason"], registry=self.registry
+            "orch_service_task_failures_total",
+            "Tasks that ended badly.",
+            ["stack", "service", "reason"],
+            registry=self.registry,
         )
-        for reason in _REASONS:
-            self.failures.labels(reason)
         self.proposals_failed = CounterMetric(
             "orch_raft_proposals_failed_total", "Writes that raised an error.", ["error"], registry=self.registry
         )
@@ -73,7 +74,8 @@ class ManagerMetrics:
 
     def task_failed(self, task: Task) -> None:
         """A task ended badly."""
-        self.failures.labels(FailureReason.Name(task.status.reason).removeprefix("FAILURE_REASON_").lower()).inc()
+        reason = FailureReason.Name(task.status.reason).removeprefix("FAILURE_REASON_").lower()
+        self.failures.labels(task.service_labels.get(NAMESPACE_LABEL, ""), task.service_name, reason).inc()
 
 
 class RaftObserver(Observer):
