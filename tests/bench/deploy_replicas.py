@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -58,7 +59,7 @@ def main() -> None:
                 print(f"{what} of {replicas}: orch   {summary(own)}")
                 if theirs:
                     other = sorted(pair[index] for pair in theirs)
-                    ratio = other[len(other) // 2] / own[len(own) // 2]
+                    ratio = median(other) / median(own)
                     print(f"{what} of {replicas}: docker {summary(other)}  orch is {ratio:.1f} times as fast")
 
 

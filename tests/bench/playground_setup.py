@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
 from cluster.conftest import build_test_image
 from cluster.playground_driver import Playground
@@ -42,5 +43,4 @@ def bench_playground() -> Iterator[Playground]:
 def summary(values_s: list[float]) -> str:
     """Median, least and most of some durations."""
     ordered = sorted(values_s)
-    middle = ordered[len(ordered) // 2]
-    return f"p50 {middle:.3f} s  (min {ordered[0]:.3f}, max {ordered[-1]:.3f}, n={len(ordered)})"
+    return f"p50 {median(ordered):.3f} s  (min {ordered[0]:.3f}, max {ordered[-1]:.3f}, n={len(ordered)})"
