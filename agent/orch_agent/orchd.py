@@ -37,6 +37,7 @@ log = logs.get("orchd")
 SOCKET_GROUP = "orch"
 READY_WAIT_S = 20.0
 KEEPER_CHECK_S = 1.0
+GARBAGE_THRESHOLD = 20_000  # objects; messages come and go by the thousand, and hardly any is part of a cycle
 TMPFS_MAGIC = 0x01021994  # include/uapi/linux/magic.h
 
 
@@ -303,6 +304,7 @@ def main() -> None:
         sys.exit(f"orchd: another orchd uses {options.state_dir}; stop it first, or name another --state-dir")
     # What is imported lives as long as the process: collections need not walk it again and again.
     gc.freeze()
+    gc.set_threshold(GARBAGE_THRESHOLD)
     with contextlib.suppress(KeyboardInterrupt):
         orchd = Orchd(options)
         asyncio.run(orchd.run())

@@ -24,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     if argv is None:
-        # Imports make objects that live as long as the process; walking them for garbage took a third of a short command.
+        # Imports make objects that live as long as the process; walking them for garbage took a third of the time of
+        # a short command.
         gc.set_threshold(_GARBAGE_THRESHOLD)
     try:
         return _finish(resolve(list(sys.argv[1:] if argv is None else argv)))
