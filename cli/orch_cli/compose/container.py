@@ -12,7 +12,7 @@ from orch_cli.compose.files import read_config_references, read_mounts, read_sec
 from orch_cli.compose.nodes import ListNode, MapNode, Mark, ScalarNode, describe
 from orch_cli.compose.project import Project, read_file
 from orch_cli.compose.report import nearest
-from orch_cli.compose.short_forms import check_address, parse_extra_host, parse_host_address
+from orch_cli.compose.short_forms import parse_extra_host, parse_host_address
 from orch_cli.compose.units import split_command
 from orch_cli.compose.view import View, variable_hint
 from orch_proto.specs_pb2 import ContainerSpec
@@ -106,11 +106,9 @@ def read_container(service: View, image: str, project: Project) -> ContainerSpec
         env=_environment(service, project),
         working_dir=_absolute(service, "working_dir"),
         user=service.text("user") or "",
-        groups=service.unique_words("group_add"),
+        groups=_groups(service),
         hostname=_hostname(service),
         domainname=service.text("domainname") or "",
-        tty=service.boolean("tty") or False,
-        open_stdin=service.boolean("stdin_open") or False,
         read_only_root=service.boolean("read_only") or False,
         init=service.boolean("init") or False,
         stop_signal=_stop_signal(service),
@@ -137,6 +135,7 @@ def read_container(service: View, image: str, project: Project) -> ContainerSpec
         spec.healthcheck.CopyFrom(health)
     _commands(service, spec)
     _dns(service, spec)
+    _check_no_terminal(service)
     _check_placeholders(service, spec)
     return spec
 
@@ -148,6 +147,22 @@ def _check_placeholders(service: View, spec: ContainerSpec) -> None:
             if _PLACEHOLDER.search(value):
                 what = "placeholders such as {{.Task.Slot}} are not supported yet"
                 service.error(key, what, f"{value[:60]!r} holds one", "remove it")
+
+
+def _check_no_terminal(service: View) -> None:
+    for key, what in (("tty", "a terminal"), ("stdin_open", "an open standard input")):
+        if service.boolean(key):
+            service.error(key, f"{what} is not supported yet", "tasks read from /dev/null", f"remove {key}")
+
+
+def _groups(service: View) -> list[str]:
+    """Further groups by number: names would have to be looked up in the image, which the node does not do yet."""
+    groups = service.unique_words("group_add")
+    for group in groups:
+        if not group.isdecimal():
+            why = "groups are given by their numbers"
+            service.error("group_add", f"{group!r}: names of groups are not supported yet", why, "write the number")
+    return groups
 
 
 def _commands(service: View, spec: ContainerSpec) -> None:
@@ -410,11 +425,6 @@ def _hosts(service: View) -> list[HostEntry]:
 
 
 def _dns(service: View, spec: ContainerSpec) -> None:
-    for word in service.unique_words("dns"):
-        try:
-            spec.dns.nameservers.append(check_address(word))
-        except ValueError as error:
-            service.error("dns", str(error), "a name server is given by its address")
     spec.dns.search.extend(service.unique_words("dns_search"))
     spec.dns.options.extend(service.unique_words("dns_opt"))
     if not spec.dns.ByteSize():

@@ -30,7 +30,7 @@ def run(argv: Sequence[str]) -> int:
         _require_root()
         return action(options, command)
     except OrchError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"orch: {error}", file=sys.stderr)
         return 1
 
 

@@ -83,8 +83,8 @@ def test_an_unset_variable_is_warned_about_once() -> None:
 
 def test_typed_places_take_variables() -> None:
     """Numbers, truth values, octal modes and ports may come from variables."""
-    spec = service("tty: $T\nports: ['${P}:80']\ndeploy: {replicas: $N}", env={"T": "yes", "P": "8080", "N": "4"})
-    assert spec.task.container.tty
+    spec = service("read_only: $T\nports: ['${P}:80']\ndeploy: {replicas: $N}", env={"T": "yes", "P": "8080", "N": "4"})
+    assert spec.task.container.read_only_root
     assert spec.endpoint.ports[0].published_port == 8080
     assert spec.mode.replicated.replicas == 4
 

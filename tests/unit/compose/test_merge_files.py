@@ -12,7 +12,7 @@ def merged(first: str, second: str) -> ServiceSpec:
 
 def test_scalars_are_replaced_also_by_false() -> None:
     """A later false overrides an earlier true."""
-    assert not merged("tty: true", "tty: false").task.container.tty
+    assert not merged("read_only: true", "read_only: false").task.container.read_only_root
 
 
 def test_null_keeps_what_was_there() -> None:
