@@ -155,3 +155,18 @@ def test_metrics_pass_prometheus_own_linter(clean: Playground) -> None:
             if not line.startswith(("container_", "machine_", "python_", "process_"))
         ]
         assert not complaints, complaints
+
+
+def test_the_page_of_metrics_is_complete(clean: Playground) -> None:
+    """docs/metrics.md names every series that a node and a manager export, and none that they do not."""
+    page = (DEPLOY.parent / "docs" / "metrics.md").read_text()
+    documented = set(re.findall(r"`((?:orch|container|machine)_[a-z_]+)`", page))
+    documented -= {name for name in documented if name.startswith("container_label_")}
+    documented -= {"container_memory_failcnt"}  # cAdvisor's name of another one
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    exported = set()
+    for address in (clean.node.metrics_address, clean.node.manager_metrics_address):
+        with opener.open(f"http://{address}/metrics", timeout=5) as answer:
+            exported |= set(re.findall(r"^# HELP (\S+)", answer.read().decode(), re.MULTILINE))
+    exported = {name for name in exported if not name.endswith("_created")}
+    assert documented == exported
