@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ PORT = 8000
 
 
 @pytest.fixture
-def guestbook(clean: Playground) -> Iterator[Playground]:
+def guestbook(clean: Playground) -> Playground:
     """A playground on which the guestbook is deployed."""
     root_file_system = EXAMPLE / "debian-base.rootfs.tar"
     if not root_file_system.exists() and CACHE.exists():
@@ -37,7 +36,7 @@ def guestbook(clean: Playground) -> Iterator[Playground]:
         shutil.copy(root_file_system, aside)
         aside.rename(CACHE)
     clean.orch("deploy", str(EXAMPLE / "stack.yml"), limit_s=150)
-    yield clean
+    return clean
 
 
 def sign(playground: Playground, entry: str) -> None:
