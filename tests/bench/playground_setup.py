@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from cluster.conftest import build_test_image
-from cluster.playground_driver import Playground
+from cluster.playground_driver import Playground, own_subnet
 
 #: A process that waits for ever and ends at once when told to: what is measured is orch, not a grace period.
 SLEEPER = """\
@@ -29,7 +29,7 @@ services:
 def bench_playground() -> Iterator[Playground]:
     """A playground of one node that is removed at the end."""
     with tempfile.TemporaryDirectory() as folder:
-        made = Playground(f"bench-{os.getpid()}", "172.31.247.0/24", Path(folder))
+        made = Playground(f"bench-{os.getpid()}", own_subnet(2), Path(folder))
         made.up()
         try:
             busybox = shutil.which("busybox")

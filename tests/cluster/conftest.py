@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import leaks
-from cluster.playground_driver import Playground
+from cluster.playground_driver import Playground, own_subnet
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,7 +32,7 @@ def _namespace_folder() -> None:
 @pytest.fixture(scope="session")
 def playground(tmp_path_factory: pytest.TempPathFactory, busybox: str) -> Iterator[Playground]:
     """A playground that the tests of a run share; each of them removes its stacks."""
-    made = Playground(f"test-{os.getpid()}", "172.31.249.0/24", tmp_path_factory.mktemp("stacks"))
+    made = Playground(f"test-{os.getpid()}", own_subnet(0), tmp_path_factory.mktemp("stacks"))
     made.down()
     before = leaks.host(made.layout)
     made.up()

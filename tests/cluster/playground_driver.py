@@ -56,6 +56,11 @@ def wait_for(condition: Callable[[], T], what: str, limit_s: float = 20.0) -> T:
         time.sleep(POLL_S)
 
 
+def own_subnet(number: int) -> str:
+    """An address range that other runs of the tests on this machine hardly have: they have another pid."""
+    return f"172.31.{(os.getpid() * 4 + number) % 240}.0/24"
+
+
 @dataclass
 class Playground:
     """One playground with one node."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import leaks
-from cluster.playground_driver import ORCH, Playground, command_line, task_processes, wait_for
+from cluster.playground_driver import ORCH, Playground, command_line, own_subnet, task_processes, wait_for
 from orch_cli.playground.processes import all_pids, identify
 from orch_proto import types_pb2
 
@@ -210,7 +210,7 @@ services:
 @pytest.mark.timeout(120)
 def test_a_playground_with_everything_killed_is_removed_whole(tmp_path: Path) -> None:
     """After kill -9 of every process of a node `orch playground down` removes all that is left, and may be repeated."""
-    made = Playground(f"ruin-{os.getpid()}", "172.31.248.0/24", tmp_path)
+    made = Playground(f"ruin-{os.getpid()}", own_subnet(1), tmp_path)
     made.down()
     before = leaks.host(made.layout)
     made.up()

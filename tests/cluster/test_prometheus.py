@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ import yaml
 from cluster.playground_driver import Playground, task_processes, wait_for
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
-ADDRESS = "127.0.0.1:19090"
+ADDRESS = f"127.0.0.1:{20000 + os.getpid() % 10000}"
 pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is missing")
 
 STACK = """\
