@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -14,11 +14,14 @@ from orch_cli.deploy.convergence import ServiceProgress, Verdict, evaluate_stack
 from orch_cli.deploy.progress import Progress
 from orch_cli.deploy.watch import StackState, follow
 from orch_cli.errors import EXIT_NOT_IN_TIME, EXIT_OK, EXIT_ROLLED_BACK, EXIT_UNPLACEABLE
+from orch_proto.types_pb2 import HEALTH_STATE_HEALTHY, TASK_STATE_RUNNING
 
 if TYPE_CHECKING:
     from orch_proto.control_pb2 import Filter
     from orch_proto.control_pb2_grpc import ControlAsyncStub
+    from orch_proto.objects_pb2 import Task
 
+PROVEN_AFTER_S: Final = 0.5  # most programs that cannot work have ended by then; each deploy waits this long
 SETTLE_S: Final = 3.0  # a node may be about to come back, or a task about to end and free what is missing
 
 
@@ -39,6 +42,21 @@ def judge(services: Sequence[ServiceProgress]) -> int | None:
         return EXIT_OK
     settled = {Verdict.CONVERGED, Verdict.PAUSED, Verdict.ROLLED_BACK}
     return EXIT_ROLLED_BACK if verdicts <= settled else None
+
+
+def unproven_for_s(tasks: Iterable[Task], now_unix_s: float) -> float:
+    """How long it still takes until running tasks without a health check count as running, in seconds.
+
+    A program that cannot work mostly ends within moments of its start; without this, a deploy of one would be called
+    converged in the moment between. A task that a health check has found healthy has proved itself.
+    """
+    young = [
+        PROVEN_AFTER_S - (now_unix_s - task.status.timestamp_unix_ms / 1000)
+        for task in tasks
+        if task.status.state == TASK_STATE_RUNNING and task.status.health.state != HEALTH_STATE_HEALTHY
+    ]
+    # Clocks of hosts differ: no task is waited for longer than one that has started just now.
+    return min(max(young, default=0.0), PROVEN_AFTER_S)
 
 
 def is_stuck(services: Sequence[ServiceProgress]) -> bool:
@@ -96,6 +114,11 @@ async def wait_converged(
         progress.close()
 
 
+def _tasks(state: StackState, names: frozenset[str]) -> list[Task]:
+    wanted = {identifier for identifier, one in state.services.items() if one.spec.annotations.name in names}
+    return [task for identifier in wanted for task in state.tasks.get(identifier, {}).values()]
+
+
 def _services(state: StackState, names: frozenset[str]) -> list[ServiceProgress]:
     services = [service for service in state.services.values() if service.spec.annotations.name in names]
     return evaluate_stack(services, {identifier: list(tasks.values()) for identifier, tasks in state.tasks.items()})
@@ -112,19 +135,26 @@ async def _watch(
     deadline: float,
 ) -> Outcome:
     services: list[ServiceProgress] = []
+    pause_s: float | None = None
     while (now := time.monotonic()) < deadline:
-        # A stuck stack sends no more events, so the wait for the next one ends when it has been stuck for long enough.
-        stuck_until = now + SETTLE_S if is_stuck(services) else deadline
-        async with aclosing(follow(stub, state, filters, min(stuck_until, deadline))) as changes:
+        # What is stuck or settles sends no more events: the wait for the next one ends when it has lasted long enough.
+        until = deadline if pause_s is None else min(now + pause_s, deadline)
+        async with aclosing(follow(stub, state, filters, until)) as changes:
             async for _ in changes:
                 services = _services(state, names)
                 elapsed_s = time.monotonic() - started
                 progress.update(services, elapsed_s)
                 status = judge(services) if len(services) == len(names) else None
-                if status is not None:
+                unproven_s = unproven_for_s(_tasks(state, names), time.time()) if status == EXIT_OK else 0.0
+                if status is not None and unproven_s <= 0:
                     return Outcome(status, services, elapsed_s)
-                if is_stuck(services) != (stuck_until != deadline):
+                wanted_pause_s = SETTLE_S if is_stuck(services) else (unproven_s or None)
+                if (wanted_pause_s is None) != (pause_s is None):
+                    pause_s = wanted_pause_s
                     break
-        if stuck_until != deadline and is_stuck(services) and time.monotonic() >= stuck_until:
-            return Outcome(EXIT_UNPLACEABLE, services, time.monotonic() - started)
+        if until < deadline and time.monotonic() >= until:
+            status = EXIT_UNPLACEABLE if is_stuck(services) else judge(services)
+            if status is not None:
+                return Outcome(status, services, time.monotonic() - started)
+            pause_s = None
     return Outcome(EXIT_NOT_IN_TIME, services, time.monotonic() - started)
