@@ -126,7 +126,8 @@ def _unknown(word: str, known: list[str], where: str) -> UsageError:
     from orch_cli.compose.report import nearest
 
     flag = word.startswith("-")
-    what = f"{where}: {'flag' if flag else 'command'} {word!r} is unknown"
+    prefix = "" if where == "orch" else f"{where}: "  # every error begins with the program's name
+    what = f"{prefix}{'flag' if flag else 'command'} {word!r} is unknown"
     hint = nearest(word, known) or f"see `{where} --help`"
     return UsageError(what, "", hint, status=EXIT_UNKNOWN_FLAG if flag else EXIT_ERROR)
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from orch_cli.output.tasks import state_word, task_name
 from orch_proto.objects_pb2 import Service, Task
 from orch_proto.specs_pb2 import TaskSpec
-from orch_proto.types_pb2 import HealthState, TaskState, UpdateState
+from orch_proto.types_pb2 import HealthState, RestartCondition, TaskState, UpdateState
 
 NO_NODE = "no suitable node"
 
@@ -27,6 +28,7 @@ class Verdict(enum.Enum):
     ROLLING_BACK = "rolling back"
     PAUSED = "paused"
     ROLLED_BACK = "rolled back"
+    FAILED = "failed"  # what is missing will not be tried again
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,14 @@ class ServiceProgress:
     verdict: Verdict
     reason: str = ""
     failing_task: str = ""
+
+
+_BY_UPDATE: Final = {
+    UpdateState.UPDATE_STATE_ROLLBACK_COMPLETED: Verdict.ROLLED_BACK,
+    UpdateState.UPDATE_STATE_PAUSED: Verdict.PAUSED,
+    UpdateState.UPDATE_STATE_ROLLBACK_PAUSED: Verdict.PAUSED,
+    UpdateState.UPDATE_STATE_ROLLBACK_STARTED: Verdict.ROLLING_BACK,
+}
 
 
 def is_current(task: Task, service: Service) -> bool:
@@ -76,29 +86,65 @@ def evaluate_service(service: Service, tasks: Iterable[Task]) -> ServiceProgress
         for task in current
     )
     wanted = service.spec.mode.replicated.replicas
+    done, given_up = _left_alone(service, live, ended)
     reason, failing = _worst(service, live, ended)
+    if given_up and not reason:
+        last = max(given_up, key=lambda task: task.status.timestamp_unix_ms)
+        why = last.status.error or state_word(last.status.state)
+        reason, failing = f"{_short_name(last)} failed: {why}; its restart policy allows no further try", last.id
     return ServiceProgress(
         name=service.spec.annotations.name,
         wanted=wanted,
         running=running,
         restarts=sum(task.restart_count for task in current),
-        verdict=_verdict(service, live, current, running, wanted),
+        verdict=_verdict(service, live, current, running, wanted, done=len(done), given_up=len(given_up)),
         reason=reason,
         failing_task=failing,
     )
 
 
-def _verdict(service: Service, live: list[Task], current: list[Task], running: int, wanted: int) -> Verdict:
+def _left_alone(service: Service, live: list[Task], ended: list[Task]) -> tuple[list[Task], list[Task]]:
+    """Ended tasks that the restart policy does not replace: those that did their work, and those that failed."""
+    policy = service.spec.task.restart
+    occupied = {(task.slot, task.node_id if not task.slot else "") for task in live}
+    by_slot: dict[tuple[int, str], list[Task]] = {}
+    for task in ended:
+        slot = (task.slot, task.node_id if not task.slot else "")
+        if slot not in occupied and is_current(task, service):
+            by_slot.setdefault(slot, []).append(task)
+    done, given_up = [], []
+    for tasks in by_slot.values():
+        last = max(tasks, key=lambda task: task.status.timestamp_unix_ms)
+        never_again = policy.condition == RestartCondition.RESTART_CONDITION_NONE
+        if last.status.state == TaskState.TASK_STATE_COMPLETE:
+            if never_again or policy.condition == RestartCondition.RESTART_CONDITION_ON_FAILURE:
+                done.append(last)
+        elif last.status.state in (TaskState.TASK_STATE_FAILED, TaskState.TASK_STATE_REJECTED) and (
+            never_again or 0 < policy.max_attempts < len(tasks)
+        ):
+            given_up.append(last)
+    return done, given_up
+
+
+def _verdict(
+    service: Service,
+    live: list[Task],
+    current: list[Task],
+    running: int,
+    wanted: int,
+    *,
+    done: int,
+    given_up: int,
+) -> Verdict:
     state = service.update_status.state
-    if state == UpdateState.UPDATE_STATE_ROLLBACK_COMPLETED:
-        return Verdict.ROLLED_BACK
-    if state in (UpdateState.UPDATE_STATE_PAUSED, UpdateState.UPDATE_STATE_ROLLBACK_PAUSED):
-        return Verdict.PAUSED
-    if state == UpdateState.UPDATE_STATE_ROLLBACK_STARTED:
-        return Verdict.ROLLING_BACK
+    if state in _BY_UPDATE:
+        return _BY_UPDATE[state]
     missing = [task for task in live if task.status.state < TaskState.TASK_STATE_RUNNING]
-    if running == wanted and len(live) == len(current) == wanted and state != UpdateState.UPDATE_STATE_UPDATING:
+    settled = len(live) == len(current) == running and state != UpdateState.UPDATE_STATE_UPDATING
+    if settled and running <= wanted <= running + done:
         return Verdict.CONVERGED
+    if settled and given_up and running <= wanted <= running + done + given_up:
+        return Verdict.FAILED
     if missing and all(is_unplaced(task) for task in missing) and len(live) >= wanted:
         return Verdict.UNPLACED
     return Verdict.WORKING

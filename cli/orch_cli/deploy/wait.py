@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from orch_cli.deploy.convergence import ServiceProgress, Verdict, evaluate_stack
 from orch_cli.deploy.progress import Progress
 from orch_cli.deploy.watch import StackState, follow
-from orch_cli.errors import EXIT_NOT_IN_TIME, EXIT_OK, EXIT_ROLLED_BACK, EXIT_UNPLACEABLE
+from orch_cli.errors import EXIT_ERROR, EXIT_NOT_IN_TIME, EXIT_OK, EXIT_ROLLED_BACK, EXIT_UNPLACEABLE
 from orch_proto.types_pb2 import HEALTH_STATE_HEALTHY, TASK_STATE_RUNNING
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def judge(services: Sequence[ServiceProgress]) -> int | None:
     verdicts = {service.verdict for service in services}
     if verdicts <= {Verdict.CONVERGED}:
         return EXIT_OK
+    if Verdict.FAILED in verdicts and verdicts <= {Verdict.CONVERGED, Verdict.FAILED}:
+        return EXIT_ERROR
     settled = {Verdict.CONVERGED, Verdict.PAUSED, Verdict.ROLLED_BACK}
     return EXIT_ROLLED_BACK if verdicts <= settled else None
 

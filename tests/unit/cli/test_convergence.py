@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from orch_cli.deploy.convergence import ServiceProgress, Verdict, evaluate_service, evaluate_stack
 from orch_cli.deploy.wait import is_stuck, judge
 from orch_proto.objects_pb2 import Service, Task
-from orch_proto.types_pb2 import HealthState, TaskState, UpdateState
+from orch_proto.types_pb2 import HealthState, RestartCondition, TaskState, UpdateState
 
 PENDING, STARTING, RUNNING = TaskState.TASK_STATE_PENDING, TaskState.TASK_STATE_STARTING, TaskState.TASK_STATE_RUNNING
 SHUTDOWN, FAILED = TaskState.TASK_STATE_SHUTDOWN, TaskState.TASK_STATE_FAILED
@@ -51,6 +51,32 @@ def test_converged_is_all_wanted_tasks_running() -> None:
     tasks = [make_task(service, 1, RUNNING), make_task(service, 2, RUNNING), make_task(service, 1, FAILED, SHUTDOWN)]
     assert evaluate_service(service, tasks) == ServiceProgress("shop_web", 2, 2, 0, Verdict.CONVERGED)
     assert evaluate_service(service, tasks[:1]).verdict is Verdict.WORKING
+
+
+def test_a_program_that_did_its_work_counts_as_done() -> None:
+    """A task that ended with 0 and is not restarted by its policy is no reason to wait for ever."""
+    service = make_service()
+    service.spec.task.restart.condition = RestartCondition.RESTART_CONDITION_ON_FAILURE
+    tasks = [make_task(service, 1, RUNNING), make_task(service, 2, TaskState.TASK_STATE_COMPLETE, SHUTDOWN)]
+    assert evaluate_service(service, tasks).verdict is Verdict.CONVERGED
+    service.spec.task.restart.condition = RestartCondition.RESTART_CONDITION_ANY
+    assert evaluate_service(service, tasks).verdict is Verdict.WORKING
+
+
+def test_used_up_attempts_end_the_wait() -> None:
+    """When no failed slot is tried again the service has failed, and the last failure is told."""
+    service = make_service(1)
+    service.spec.task.restart.max_attempts = 1
+    failed = [
+        make_task(service, 1, FAILED, SHUTDOWN, timestamp_unix_ms=moment, error=f"exit {moment}") for moment in (1, 2)
+    ]
+    assert evaluate_service(service, failed[:1]).verdict is Verdict.WORKING
+    progress = evaluate_service(service, failed)
+    assert progress.verdict is Verdict.FAILED
+    assert "exit 2" in progress.reason
+    assert progress.failing_task == failed[1].id
+    assert judge([progress]) == 1
+    assert evaluate_service(service, [*failed, make_task(service, 1, STARTING)]).verdict is Verdict.WORKING
 
 
 def test_nothing_wanted_is_converged_once_nothing_is_left() -> None:
