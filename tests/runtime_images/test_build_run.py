@@ -36,7 +36,7 @@ def test_run_writes_files_with_the_steps_environment(builder: Builder, store: Im
     folder = context(
         """ARG WHO=nobody
 ENV GREETING="hello world"
-WORKDIR /work
+WORKDIR /place
 COPY accounts /etc/passwd
 RUN echo "$GREETING $WHO $PWD" > out
 RUN mkdir /own && chown app:8 /own
@@ -52,7 +52,7 @@ END
         accounts=accounts,
     )
     info = builder.build(folder, tag="t", build_args={"WHO": "me"})
-    assert content(store, info, "/work/out") == "hello world me /work\n"
+    assert content(store, info, "/place/out") == "hello world me /place\n"
     assert (content(store, info, "/own/uid"), content(store, info, "/own/gid")) == ("7\n", "8\n")
     assert content(store, info, "/own/heredoc") == "first\n"
 
