@@ -65,7 +65,8 @@ _CONTAINER_SERIES = (
     Measured("container_memory_working_set_bytes", "memory_working_set_bytes", "Memory in use that cannot be dropped"),
     Measured("container_memory_rss", "memory_rss_bytes", "Anonymous memory"),
     Measured("container_memory_cache", "memory_cache_bytes", "Page cache"),
-    Measured("container_memory_failcnt", "memory_failures", "Times the memory limit was hit", counter=True),
+    # A counter, shown as a gauge: cAdvisor's name has no _total, which the client library gives to every counter.
+    Measured("container_memory_failcnt", "memory_failures", "Times the memory limit was hit"),
     Measured("container_oom_events", "oom_kills", "Processes killed for lack of memory", counter=True),
     Measured("container_spec_memory_limit_bytes", "memory_limit_bytes", "Memory limit; 0: none"),
     Measured("container_processes", "pids_current", "Processes and threads"),

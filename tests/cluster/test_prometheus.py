@@ -163,7 +163,6 @@ def test_the_page_of_metrics_is_complete(clean: Playground) -> None:
     page = (DEPLOY.parent / "docs" / "metrics.md").read_text()
     documented = set(re.findall(r"`((?:orch|container|machine)_[a-z_]+)`", page))
     documented -= {name for name in documented if name.startswith("container_label_")}
-    documented -= {"container_memory_failcnt"}  # cAdvisor's name of another one
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     exported = set()
     for address in (clean.node.metrics_address, clean.node.manager_metrics_address):
