@@ -14,13 +14,13 @@ import os
 import random
 import signal
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from orch_manager.founding import read_founding_objects
 from orch_manager.process import Manager, Options
 from orch_proto import defaults
 from orch_proto.objects_pb2 import StoreChanges
+from orch_proto.version import VERSION
 from orch_raft.engine import Engine, Member, Observer, StateMachine
 from orch_raft.errors import FatalError, StorageError
 from orch_raft.single import SingleMemberEngine
@@ -33,13 +33,6 @@ EXIT_FAILED = 1
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 EXIT_STATE_UNUSABLE = 3
 _GC_THRESHOLD = 10_000  # new objects before cycles are looked for: a deploy makes thousands that reference counts free
-
-
-def _software_version() -> str:
-    try:
-        return version("orch")
-    except PackageNotFoundError:
-        return "0.0.0+source"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,7 +67,7 @@ async def _run(arguments: argparse.Namespace) -> None:
     options = Options(
         run_dir=arguments.run_dir,
         node_id=arguments.node_id,
-        version=_software_version(),
+        version=VERSION,
         metrics_address=arguments.metrics_address,
         founding=founding,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from abc import ABC, abstractmethod
 
 from orch_runtime.errors import KernelError
 
@@ -94,67 +95,75 @@ def list_groups(path: str) -> list[str]:
         return []
 
 
-class CgroupBackend:
+def processes_below(folder: str) -> list[int]:
+    """Return the process ids of a group's folder and of those below it."""
+    found = [int(line) for line in read_file(f"{folder}/cgroup.procs").split()]
+    for name in list_groups(folder):
+        found += processes_below(f"{folder}/{name}")
+    return found
+
+
+class CgroupBackend(ABC):
     """Groups by name below one parent. Methods raise KernelError unless they say otherwise."""
 
     version = 0
 
+    @abstractmethod
     def create(self, name: str) -> None:
         """Make a group; one that exists is fine."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open_for_clone(self, name: str) -> int:
         """Return a folder descriptor for CLONE_INTO_CGROUP, or -1 where the process has to join by itself."""
-        raise NotImplementedError
 
+    @abstractmethod
     def join_paths(self, name: str) -> list[str]:
         """Return the folders whose cgroup.procs a new process has to write itself into."""
-        raise NotImplementedError
 
     def exec_paths(self, name: str) -> list[str]:
         """Return the folders that a process joining later (exec) has to enter."""
         return self.join_paths(name)
 
+    @abstractmethod
     def container_mounts(self) -> list[tuple[str, str]]:
         """Return what to mount at /sys/fs/cgroup: [("", "cgroup2")], or (folder, controller options) for each."""
-        raise NotImplementedError
 
+    @abstractmethod
     def set_limits(self, name: str, limits: LimitsPlan) -> list[str]:
         """Apply limits; returns warnings about what this kernel cannot do."""
-        raise NotImplementedError
 
+    @abstractmethod
     def processes(self, name: str) -> list[int]:
         """Return the process ids in the group and below."""
-        raise NotImplementedError
 
+    @abstractmethod
     def kill(self, name: str) -> None:
         """SIGKILL every process of the group, frozen or not."""
-        raise NotImplementedError
 
+    @abstractmethod
     def freeze(self, name: str, *, frozen: bool) -> None:
         """Freeze or thaw."""
-        raise NotImplementedError
 
+    @abstractmethod
     def oom_kills(self, name: str) -> int:
         """Return how many processes the kernel killed for want of memory in this group."""
-        raise NotImplementedError
 
+    @abstractmethod
     def watch_oom(self, name: str) -> int:
         """Return a descriptor that becomes readable when the group runs out of memory, or -1."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stats(self, name: str) -> dict[str, int]:
         """Return usage figures; see protocol.ContainerStats for names and units."""
-        raise NotImplementedError
 
+    @abstractmethod
     def remove(self, name: str) -> bool:
         """Remove the group; False if it is still busy."""
-        raise NotImplementedError
 
+    @abstractmethod
     def names(self) -> list[str]:
         """Return the names of all groups below the parent."""
-        raise NotImplementedError
 
+    @abstractmethod
     def remove_parent(self) -> bool:
         """Remove the (empty) parent; False if something is left in it."""
-        raise NotImplementedError

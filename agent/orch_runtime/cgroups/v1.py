@@ -8,6 +8,7 @@ import os
 from orch_runtime.cgroups.interface import (
     CgroupBackend,
     list_groups,
+    processes_below,
     read_file,
     read_number,
     read_table,
@@ -117,15 +118,9 @@ class CgroupV1(CgroupBackend):
             warnings.append("device rules not set: the devices controller is not mounted")
         return warnings
 
-    def _walk(self, folder: str) -> list[int]:
-        found = [int(line) for line in read_file(f"{folder}/cgroup.procs").split()]
-        for name in list_groups(folder):
-            found += self._walk(f"{folder}/{name}")
-        return found
-
     def processes(self, name: str) -> list[int]:
         """Read the first hierarchy: a process is in the same group of each."""
-        return self._walk(f"{self._folders[0]}/{name}")
+        return processes_below(f"{self._folders[0]}/{name}")
 
     def kill(self, name: str) -> None:
         """Freeze, so that nothing is born meanwhile; signal all; thaw, so that the signal takes effect."""

@@ -11,6 +11,7 @@ import os
 from orch_runtime.cgroups.interface import (
     CgroupBackend,
     list_groups,
+    processes_below,
     read_file,
     read_number,
     read_table,
@@ -113,15 +114,9 @@ class CgroupV2(CgroupBackend):
             warnings.append("device rules not set: not built yet for cgroup v2")
         return warnings
 
-    def _walk(self, folder: str) -> list[int]:
-        found = [int(line) for line in read_file(f"{folder}/cgroup.procs").split()]
-        for name in list_groups(folder):
-            found += self._walk(f"{folder}/{name}")
-        return found
-
     def processes(self, name: str) -> list[int]:
         """Read cgroup.procs of the group and those below."""
-        return self._walk(f"{self._folder}/{name}")
+        return processes_below(f"{self._folder}/{name}")
 
     def kill(self, name: str) -> None:
         """Write cgroup.kill, which takes frozen and newborn processes too."""
