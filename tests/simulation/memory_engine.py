@@ -7,7 +7,7 @@ import random
 from collections.abc import AsyncIterator
 
 from orch_raft.engine import Applied, EngineStatus, LeadershipChange, Member, MembershipChange, Role, StateMachine
-from orch_raft.errors import EngineStopped, OutcomeUnknown
+from orch_raft.errors import EngineStopped, MembershipError, OutcomeUnknown
 
 
 class SharedLog:
@@ -86,9 +86,9 @@ class MemoryEngine:
         await self._stopped.wait()
 
     async def change_membership(self, change: MembershipChange, *, timeout_s: float) -> Applied:
-        """Not part of this."""
-        raise NotImplementedError
+        """Refused, as by the engine of one member."""
+        raise MembershipError("this engine serves a single manager")
 
     async def transfer_leadership(self, to_raft_id: int, *, timeout_s: float) -> None:
-        """Not part of this."""
-        raise NotImplementedError
+        """Refused, as by the engine of one member."""
+        raise MembershipError("this engine serves a single manager")
