@@ -87,8 +87,10 @@ class MemoryEngine:
 
     async def change_membership(self, change: MembershipChange, *, timeout_s: float) -> Applied:
         """Refused, as by the engine of one member."""
-        raise MembershipError("this engine serves a single manager")
+        del timeout_s
+        raise MembershipError(f"cannot {change.action.value} a member: this engine serves a single manager")
 
     async def transfer_leadership(self, to_raft_id: int, *, timeout_s: float) -> None:
         """Refused, as by the engine of one member."""
-        raise MembershipError("this engine serves a single manager")
+        del timeout_s
+        raise MembershipError(f"cannot hand over to {to_raft_id:x}: this engine serves a single manager")
