@@ -12,7 +12,7 @@ from orch_manager.store.errors import StoreError
 from orch_manager.store.transaction import Transaction
 from orch_proto.objects_pb2 import Cluster, Config, Node, NodeState, Service, Stack, Task
 from orch_proto.specs_pb2 import NodeAvailability, StackSpec
-from orch_proto.types_pb2 import UpdateOrder
+from orch_proto.types_pb2 import UpdateOrder, UpdateState
 from orch_raft.errors import ProposalError
 from orch_rpc.errors import OrchError
 from simulation.cluster import SimulatedCluster, service, stack
@@ -199,6 +199,35 @@ def test_a_failing_update_stops_and_a_rollback_goes_back() -> None:
     rolled_back = run(story(3, 4))
     assert not rolled_back.spec.task.container.env
     assert rolled_back.update_status.state == 6
+
+
+def test_deploying_the_same_again_resumes_a_paused_update() -> None:
+    """The same stack, deployed again after what made its update fail is gone, has the update go on, as the same version."""
+
+    async def story() -> None:
+        cluster = SimulatedCluster(5, nodes=2)
+        await cluster.start()
+        wanted = service("web", 4)
+        wanted.update.parallelism, wanted.update.max_failure_ratio = 1, 0.0
+        wanted.update.monitor_ms = 100
+        await cluster.apply(stack(wanted))
+        await cluster.converge()
+        cluster.behaviour.broken_env = "NEW=yes"
+        wanted.task.container.env.append("NEW=yes")
+        await cluster.apply(stack(wanted))
+        await asyncio.sleep(5)
+        assert cluster.store.all(Service)[0].update_status.state == UpdateState.UPDATE_STATE_PAUSED
+        version = cluster.store.all(Stack)[0].current.number
+        cluster.behaviour.broken_env = ""
+        await cluster.apply(stack(wanted))
+        assert cluster.store.all(Service)[0].update_status.state == UpdateState.UPDATE_STATE_UPDATING
+        assert cluster.store.all(Stack)[0].current.number == version
+        await cluster.converge()
+        await asyncio.sleep(5)
+        assert cluster.store.all(Service)[0].update_status.state == UpdateState.UPDATE_STATE_COMPLETED
+        await cluster.finish()
+
+    run(story())
 
 
 def test_new_content_of_a_config_rolls_its_users_and_the_old_one_goes() -> None:

@@ -168,6 +168,8 @@ def _print_changes(name: str, answer: ApplyStackResponse) -> None:
         if change.change in words:
             told = True
             note = " (its tasks are replaced)" if change.change == CHANGE_KIND_REPLACE else ""
+            if any(field.path == "update" for field in change.fields):
+                note = " (its paused update goes on)"
             print(f"{words[change.change]} {_kind(change)} {change.name}{note}")
     if not told:
         print(f"Nothing to change in stack {name}")

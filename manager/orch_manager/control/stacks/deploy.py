@@ -19,7 +19,7 @@ from orch_manager.scheduler.nodes import ports_clash
 from orch_manager.store.schema import SCHEMA, Kind, StoreObject, copy_of
 from orch_manager.store.tables import Reader
 from orch_proto import defaults
-from orch_proto.control_pb2 import ApplyStackRequest, ChangeKind, ObjectChange
+from orch_proto.control_pb2 import ApplyStackRequest, ChangeKind, FieldChange, ObjectChange
 from orch_proto.objects_pb2 import Config, Network, Node, Secret, Service, Stack, StackVersion, Volume
 from orch_proto.specs_pb2 import ConfigSpec, NetworkSpec, SecretSpec, ServiceSpec, StackSpec
 from orch_proto.types_pb2 import PortConfig, PublishMode, UpdateState, UpdateStatus
@@ -27,6 +27,11 @@ from orch_rpc.errors import AlreadyExists, FailedPrecondition, InvalidArgument, 
 
 #: Longest source text kept with a version.
 _SOURCE_CHARACTERS: Final = 64 * 1024
+#: What becomes of a paused update that goes on.
+_PAUSED: Final = {
+    UpdateState.UPDATE_STATE_PAUSED: UpdateState.UPDATE_STATE_UPDATING,
+    UpdateState.UPDATE_STATE_ROLLBACK_PAUSED: UpdateState.UPDATE_STATE_ROLLBACK_STARTED,
+}
 
 
 @dataclass(slots=True)
@@ -77,6 +82,7 @@ class Deployer:
         self._networks: dict[str, str] = {}
         self._secrets: dict[str, str] = {}
         self._configs: dict[str, str] = {}
+        self._resumed: list[Service] = []
         self._stack = self._present_stack()
         self._result = Deployment(self._stack.id if self._stack else ids.new(), 0)
 
@@ -102,6 +108,8 @@ class Deployer:
             self._service(service)
         self._leftovers()
         self._write_stack()
+        # Resuming is no new version of the stack: nothing that was asked for has changed.
+        self._result.updates += self._resumed
         return self._result
 
     # ---- the stack itself ----------------------------------------------------------------------------
@@ -257,6 +265,10 @@ class Deployer:
             fresh = Service(id=self._ids.new(), spec=spec, spec_version=1, stack_id=self._result.stack_id)
             self._result.creates.append(fresh)
             self._result.note(ChangeKind.CHANGE_KIND_CREATE, fresh)
+        elif present.spec == spec and present.update_status.state in _PAUSED:
+            edited, change = _with_update_resumed(present, self._now_ms)
+            self._resumed.append(edited)
+            self._result.note(ChangeKind.CHANGE_KIND_UPDATE, edited, [change])
         elif present.spec == spec:
             self._result.note(ChangeKind.CHANGE_KIND_NONE, present)
         else:
@@ -364,6 +376,21 @@ def with_new_spec(service: Service, spec: ServiceSpec, now_ms: int) -> tuple[Ser
         )
     edited.spec.CopyFrom(spec)
     return edited, replaces
+
+
+def _with_update_resumed(service: Service, now_ms: int) -> tuple[Service, FieldChange]:
+    """A copy of a service whose paused update goes on: who deploys the same again wants it tried again.
+
+    Failures before now count no more (`docker service update` resumes in the same way).
+    """
+    edited = copy_of(service)
+    old = UpdateState.Name(service.update_status.state).removeprefix("UPDATE_STATE_").lower()
+    edited.update_status.CopyFrom(
+        UpdateStatus(
+            state=_PAUSED[service.update_status.state], started_at_unix_ms=now_ms, message="the paused update goes on"
+        )
+    )
+    return edited, FieldChange(path="update", old_value=old, new_value="resumed")
 
 
 def check_ports(reader: Reader, spec: ServiceSpec, service_id: str, what: str) -> None:
