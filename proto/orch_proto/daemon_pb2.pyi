@@ -123,6 +123,7 @@ class InitClusterRequest(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     FORCE_NEW_CLUSTER_FIELD_NUMBER: _builtins.int
     advertise_address: _builtins.str
+    """`HOST` or `HOST:PORT`, as all addresses of managers; the port is 2377 unless it is given."""
     listen_address: _builtins.str
     data_path_address: _builtins.str
     availability: _specs_pb2.NodeAvailability.ValueType
@@ -237,7 +238,7 @@ class LeaveClusterRequest(_message.Message):
 
     FORCE_FIELD_NUMBER: _builtins.int
     force: _builtins.bool
-    """Needed on a manager."""
+    """A manager leaves only when a quorum of the others stays, and the last one never, unless forced."""
     def __init__(
         self,
         *,
@@ -304,6 +305,99 @@ class UnlockClusterResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnlockClusterResponse: _TypeAlias = UnlockClusterResponse  # noqa: Y015
+
+@_typing.final
+class RecoverClusterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecoverClusterRequest: _TypeAlias = RecoverClusterRequest  # noqa: Y015
+
+@_typing.final
+class RecoverClusterResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    cluster_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        cluster_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecoverClusterResponse: _TypeAlias = RecoverClusterResponse  # noqa: Y015
+
+@_typing.final
+class RestoreClusterRequest(_message.Message):
+    """The first message carries the options, each a part of the backup: at most 1 MiB."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADVERTISE_ADDRESS_FIELD_NUMBER: _builtins.int
+    LISTEN_ADDRESS_FIELD_NUMBER: _builtins.int
+    DATA_PATH_ADDRESS_FIELD_NUMBER: _builtins.int
+    PASSPHRASE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    advertise_address: _builtins.str
+    listen_address: _builtins.str
+    data_path_address: _builtins.str
+    passphrase: _builtins.str
+    """Needed when the backup was sealed with a passphrase."""
+    data: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        advertise_address: _builtins.str = ...,
+        listen_address: _builtins.str = ...,
+        data_path_address: _builtins.str = ...,
+        passphrase: _builtins.str = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertise_address", b"advertise_address", "data", b"data", "data_path_address", b"data_path_address", "listen_address", b"listen_address", "passphrase", b"passphrase"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreClusterRequest: _TypeAlias = RestoreClusterRequest  # noqa: Y015
+
+@_typing.final
+class RestoreClusterResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    cluster_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        cluster_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreClusterResponse: _TypeAlias = RestoreClusterResponse  # noqa: Y015
 
 @_typing.final
 class ShutdownRequest(_message.Message):

@@ -59,6 +59,16 @@ class DaemonStub:
                 request_serializer=orch__proto_dot_daemon__pb2.UnlockClusterRequest.SerializeToString,
                 response_deserializer=orch__proto_dot_daemon__pb2.UnlockClusterResponse.FromString,
                 _registered_method=True)
+        self.RecoverCluster = channel.unary_unary(
+                '/orch.v1.Daemon/RecoverCluster',
+                request_serializer=orch__proto_dot_daemon__pb2.RecoverClusterRequest.SerializeToString,
+                response_deserializer=orch__proto_dot_daemon__pb2.RecoverClusterResponse.FromString,
+                _registered_method=True)
+        self.RestoreCluster = channel.stream_unary(
+                '/orch.v1.Daemon/RestoreCluster',
+                request_serializer=orch__proto_dot_daemon__pb2.RestoreClusterRequest.SerializeToString,
+                response_deserializer=orch__proto_dot_daemon__pb2.RestoreClusterResponse.FromString,
+                _registered_method=True)
         self.Shutdown = channel.unary_unary(
                 '/orch.v1.Daemon/Shutdown',
                 request_serializer=orch__proto_dot_daemon__pb2.ShutdownRequest.SerializeToString,
@@ -101,6 +111,20 @@ class DaemonServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RecoverCluster(self, request, context):
+        """After the quorum was lost: makes this manager the only one, with all that it has; the other managers must join anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreCluster(self, request_iterator, context):
+        """Makes a cluster of one manager from a backup. Refused when the node is in a cluster.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Shutdown(self, request, context):
         """Ends the daemon; with `remove_everything` its tasks, networks and kernel state too.
         """
@@ -135,6 +159,16 @@ def add_DaemonServicer_to_server(servicer, server):
                     servicer.UnlockCluster,
                     request_deserializer=orch__proto_dot_daemon__pb2.UnlockClusterRequest.FromString,
                     response_serializer=orch__proto_dot_daemon__pb2.UnlockClusterResponse.SerializeToString,
+            ),
+            'RecoverCluster': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecoverCluster,
+                    request_deserializer=orch__proto_dot_daemon__pb2.RecoverClusterRequest.FromString,
+                    response_serializer=orch__proto_dot_daemon__pb2.RecoverClusterResponse.SerializeToString,
+            ),
+            'RestoreCluster': grpc.stream_unary_rpc_method_handler(
+                    servicer.RestoreCluster,
+                    request_deserializer=orch__proto_dot_daemon__pb2.RestoreClusterRequest.FromString,
+                    response_serializer=orch__proto_dot_daemon__pb2.RestoreClusterResponse.SerializeToString,
             ),
             'Shutdown': grpc.unary_unary_rpc_method_handler(
                     servicer.Shutdown,
@@ -277,6 +311,60 @@ class Daemon:
             '/orch.v1.Daemon/UnlockCluster',
             orch__proto_dot_daemon__pb2.UnlockClusterRequest.SerializeToString,
             orch__proto_dot_daemon__pb2.UnlockClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecoverCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orch.v1.Daemon/RecoverCluster',
+            orch__proto_dot_daemon__pb2.RecoverClusterRequest.SerializeToString,
+            orch__proto_dot_daemon__pb2.RecoverClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreCluster(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/orch.v1.Daemon/RestoreCluster',
+            orch__proto_dot_daemon__pb2.RestoreClusterRequest.SerializeToString,
+            orch__proto_dot_daemon__pb2.RestoreClusterResponse.FromString,
             options,
             channel_credentials,
             insecure,

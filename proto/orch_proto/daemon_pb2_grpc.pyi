@@ -38,6 +38,10 @@ class DaemonStub:
     LeaveCluster: _grpc.UnaryUnaryMultiCallable[_daemon_pb2.LeaveClusterRequest, _daemon_pb2.LeaveClusterResponse]
     """Stops the node's tasks and forgets the cluster."""
     UnlockCluster: _grpc.UnaryUnaryMultiCallable[_daemon_pb2.UnlockClusterRequest, _daemon_pb2.UnlockClusterResponse]
+    RecoverCluster: _grpc.UnaryUnaryMultiCallable[_daemon_pb2.RecoverClusterRequest, _daemon_pb2.RecoverClusterResponse]
+    """After the quorum was lost: makes this manager the only one, with all that it has; the other managers must join anew."""
+    RestoreCluster: _grpc.StreamUnaryMultiCallable[_daemon_pb2.RestoreClusterRequest, _daemon_pb2.RestoreClusterResponse]
+    """Makes a cluster of one manager from a backup. Refused when the node is in a cluster."""
     Shutdown: _grpc.UnaryUnaryMultiCallable[_daemon_pb2.ShutdownRequest, _daemon_pb2.ShutdownResponse]
     """Ends the daemon; with `remove_everything` its tasks, networks and kernel state too."""
 
@@ -51,6 +55,10 @@ class DaemonAsyncStub(DaemonStub):
     LeaveCluster: _aio.UnaryUnaryMultiCallable[_daemon_pb2.LeaveClusterRequest, _daemon_pb2.LeaveClusterResponse]  # type: ignore[assignment]
     """Stops the node's tasks and forgets the cluster."""
     UnlockCluster: _aio.UnaryUnaryMultiCallable[_daemon_pb2.UnlockClusterRequest, _daemon_pb2.UnlockClusterResponse]  # type: ignore[assignment]
+    RecoverCluster: _aio.UnaryUnaryMultiCallable[_daemon_pb2.RecoverClusterRequest, _daemon_pb2.RecoverClusterResponse]  # type: ignore[assignment]
+    """After the quorum was lost: makes this manager the only one, with all that it has; the other managers must join anew."""
+    RestoreCluster: _aio.StreamUnaryMultiCallable[_daemon_pb2.RestoreClusterRequest, _daemon_pb2.RestoreClusterResponse]  # type: ignore[assignment]
+    """Makes a cluster of one manager from a backup. Refused when the node is in a cluster."""
     Shutdown: _aio.UnaryUnaryMultiCallable[_daemon_pb2.ShutdownRequest, _daemon_pb2.ShutdownResponse]  # type: ignore[assignment]
     """Ends the daemon; with `remove_everything` its tasks, networks and kernel state too."""
 
@@ -91,6 +99,22 @@ class DaemonServicer(metaclass=_abc_1.ABCMeta):
         request: _daemon_pb2.UnlockClusterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_daemon_pb2.UnlockClusterResponse, _abc.Awaitable[_daemon_pb2.UnlockClusterResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RecoverCluster(
+        self,
+        request: _daemon_pb2.RecoverClusterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_daemon_pb2.RecoverClusterResponse, _abc.Awaitable[_daemon_pb2.RecoverClusterResponse]]:
+        """After the quorum was lost: makes this manager the only one, with all that it has; the other managers must join anew."""
+
+    @_abc_1.abstractmethod
+    def RestoreCluster(
+        self,
+        request_iterator: _MaybeAsyncIterator[_daemon_pb2.RestoreClusterRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_daemon_pb2.RestoreClusterResponse, _abc.Awaitable[_daemon_pb2.RestoreClusterResponse]]:
+        """Makes a cluster of one manager from a backup. Refused when the node is in a cluster."""
 
     @_abc_1.abstractmethod
     def Shutdown(

@@ -336,26 +336,35 @@ Global___StatusAck: _TypeAlias = StatusAck  # noqa: Y015
 
 @_typing.final
 class SessionEnd(_message.Message):
-    """The manager ends the session; the agent reconnects after back-off unless told not to."""
+    """The manager ends the session; the agent reconnects after back-off unless told not to. A manager that does not lead says
+    this instead of `opened`: the agent then goes to the leader at once, or, while there is none, to the others in turn.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REASON_FIELD_NUMBER: _builtins.int
     RECONNECT_FIELD_NUMBER: _builtins.int
     LEADER_ADDRESS_FIELD_NUMBER: _builtins.int
+    MANAGERS_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     reconnect: _builtins.bool
     leader_address: _builtins.str
+    """Empty while no leader is known."""
+    @_builtins.property
+    def managers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Addresses of all managers; empty: those known stay."""
+
     def __init__(
         self,
         *,
         reason: _builtins.str = ...,
         reconnect: _builtins.bool = ...,
         leader_address: _builtins.str = ...,
+        managers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["leader_address", b"leader_address", "reason", b"reason", "reconnect", b"reconnect"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leader_address", b"leader_address", "managers", b"managers", "reason", b"reason", "reconnect", b"reconnect"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
