@@ -6,7 +6,7 @@ Nothing here decides anything; it makes the parts, joins them, and owns their ta
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from orch_agent.description import describe_node
 from orch_agent.errors import LinkLost, LinkRefused
 from orch_agent.images.snapshots import Snapshots
 from orch_agent.images.store import ImageStore
+from orch_agent.managers import ManagerLine
 from orch_agent.metrics import NodeCollector, serve_metrics
 from orch_agent.network_sync import NetworkSync
 from orch_agent.node_state import Membership
@@ -38,6 +39,7 @@ from orch_proto import node_pb2 as calls
 from orch_proto import objects_pb2 as objects
 from orch_proto.version import VERSION
 from orch_rpc import logs
+from orch_rpc.channels import unix_channel
 
 log = logs.get("agent")
 LEAVE_WAIT_S = 30.0
@@ -101,9 +103,11 @@ class Agent:
             log_folder=places.state_dir / "logs",
             host_gateway=membership.advertise_address,
         )
+        self._managers = ManagerLine([str(places.manager_socket)])
         self._session = Session(
             node_id=membership.node_id,
-            target=str(places.manager_socket),
+            managers=self._managers,
+            dial=unix_channel,
             describe=lambda: describe_node(hostname, membership.data_path_address),
             reporter=self._reporter,
             handler=self,
@@ -199,10 +203,15 @@ class Agent:
 
     def session_opened(self, opened: dispatcher.SessionOpened) -> None:
         """A session has begun."""
+        self._managers.learned(opened.managers)
 
     def session_lost(self) -> None:
         """The session has ended."""
         self.worker.session_lost()
+
+    def managers_changed(self, addresses: Iterable[str]) -> None:
+        """A manager named all managers."""
+        self._managers.learned(addresses)
 
     def node_changed(self, node: objects.Node) -> None:
         """The leader changed this node's object; what matters of it comes as assignments."""

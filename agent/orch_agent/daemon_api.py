@@ -78,6 +78,14 @@ class DaemonService(daemon_pb2_grpc.DaemonServicer):
         """Unseals a locked manager."""
         raise Unimplemented("cannot unlock", "this cluster is not locked: autolock comes with several managers", "")
 
+    async def RecoverCluster(self, request: daemon.RecoverClusterRequest, context: _Context) -> Any:  # noqa: N802, ARG002
+        """Makes this manager the only one."""
+        raise Unimplemented("cannot recover", _NEXT_ISSUE, "")
+
+    async def RestoreCluster(self, request_iterator: Any, context: _Context) -> Any:  # noqa: N802, ARG002
+        """Makes a cluster from a backup."""
+        raise Unimplemented("cannot restore", _NEXT_ISSUE, "")
+
     async def Shutdown(self, request: daemon.ShutdownRequest, context: _Context) -> daemon.ShutdownResponse:  # noqa: N802, ARG002
         """Ends the daemon."""
         self._node.shut_down(remove_everything=request.remove_everything)

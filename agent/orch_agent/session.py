@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 import grpc
 
+from orch_agent.managers import ManagerLine
 from orch_agent.worker.assignments import OutOfStep
 from orch_agent.worker.reporter import StatusReporter
 from orch_proto import defaults, dispatcher_pb2_grpc
@@ -21,10 +22,12 @@ from orch_proto import dispatcher_pb2 as dispatcher
 from orch_proto import node_pb2 as node_calls
 from orch_proto import objects_pb2 as objects
 from orch_rpc import logs
-from orch_rpc.channels import unix_channel
 
 log = logs.get("session")
 MAX_OUTGOING = 256
+ATTACH_WAIT_S = 3.0  # a manager that is cut off refuses nothing, it just does not answer
+MOST_REDIRECTS = 3  # in a row: two managers that each take the other for the leader must not keep an agent busy
+SILENT_PERIODS = 2.5  # heartbeats that a manager may leave unanswered
 _Stream = grpc.aio.StreamStreamCall[dispatcher.AgentMessage, dispatcher.ManagerMessage]
 
 
@@ -43,6 +46,9 @@ class SessionHandler(Protocol):
 
     def session_lost(self) -> None:
         """The session has ended."""
+
+    def managers_changed(self, addresses: Iterable[str]) -> None:
+        """A manager named all managers; empty when it did not."""
 
     def node_changed(self, node: objects.Node) -> None:
         """The node's own object changed."""
@@ -69,7 +75,8 @@ class Session:
 
     Args:
         node_id: the node.
-        target: path of the manager's socket.
+        managers: whom to turn to.
+        dial: makes a channel to the manager at an address; connects on first use.
         describe: makes the node's description.
         reporter: where statuses wait.
         handler: the rest of the agent.
@@ -80,7 +87,8 @@ class Session:
         self,
         *,
         node_id: str,
-        target: str,
+        managers: ManagerLine,
+        dial: Callable[[str], grpc.aio.Channel],
         describe: Callable[[], objects.NodeDescription],
         reporter: StatusReporter,
         handler: SessionHandler,
@@ -88,7 +96,8 @@ class Session:
         random_source: random.Random | None = None,
     ) -> None:
         self._node_id = node_id
-        self._target = target
+        self._managers = managers
+        self._dial = dial
         self._describe = describe
         self._reporter = reporter
         self._handler = handler
@@ -96,6 +105,7 @@ class Session:
         self._random = random_source or random.Random()  # noqa: S311 -- jitter, no secret
         self._description_changed = asyncio.Event()
         self._period_ms = defaults.HEARTBEAT_PERIOD_MS
+        self._heard_at_s = 0.0
         self.facts = SessionFacts()
 
     def describe_again(self) -> None:
@@ -103,41 +113,49 @@ class Session:
         self._description_changed.set()
 
     async def run(self) -> None:
-        """Attaches, serves, and attaches again after each loss."""
+        """Attaches, serves, and attaches again after each loss; goes to the leader at once when told who leads."""
         delay_ms = defaults.AGENT_BACKOFF_FIRST_MS
         loop = asyncio.get_running_loop()
+        redirected = 0
         while True:
-            began = loop.time()
+            began, address = loop.time(), self._managers.next()
+            leader = ""
             try:
-                await self._one_session()
+                await self._one_session(address)
                 self.facts.last_error = "the manager ended the session"
             except _SessionBroken as broken:
-                self.facts.last_error = str(broken)
+                self.facts.last_error, leader = str(broken), broken.leader
             finally:
                 if self.facts.connected:
                     self.facts.connected = False
                     self._reporter.session_ended()
                     self._handler.session_lost()
-            log.info("session.ended", why=self.facts.last_error)
+            log.info("session.ended", manager=address, why=self.facts.last_error, leader=leader or "not told")
+            if leader and leader != address and redirected < MOST_REDIRECTS:
+                redirected += 1
+                self._managers.leads(leader)
+                continue
+            redirected = 0
+            self._managers.failed(address)
             if loop.time() - began > defaults.AGENT_BACKOFF_LAST_MS / 1000:
                 delay_ms = defaults.AGENT_BACKOFF_FIRST_MS
             await asyncio.sleep(delay_ms / 1000 * self._random.uniform(0.5, 1.0))
             delay_ms = min(delay_ms * 2, defaults.AGENT_BACKOFF_LAST_MS)
 
-    async def _one_session(self) -> None:
-        async with unix_channel(self._target) as channel:
+    async def _one_session(self, address: str) -> None:
+        async with self._dial(address) as channel:
             stream = dispatcher_pb2_grpc.DispatcherStub(channel).Attach(None)
-            reason = ""
+            broken: _SessionBroken | None = None
             try:
                 await self._attach(stream)
                 await self._serve(stream, channel)
             except* (grpc.aio.AioRpcError, OutOfStep, _SessionBroken) as errors:
                 # Raised in here, the exception would leave wrapped in a group, and end the daemon.
-                reason = _reason(errors)
+                broken = _SessionBroken(_reason(errors), _leader(errors))
             finally:
                 stream.cancel()
-            if reason:
-                raise _SessionBroken(reason)
+            if broken is not None:
+                raise broken
 
     async def _attach(self, stream: _Stream) -> None:
         opening = dispatcher.SessionOpen(
@@ -146,16 +164,27 @@ class Session:
             highest_term=self.facts.highest_term,
             version=self._version,
         )
-        await stream.write(dispatcher.AgentMessage(open=opening))
-        first = await stream.read()
+        try:
+            async with asyncio.timeout(ATTACH_WAIT_S):
+                await stream.write(dispatcher.AgentMessage(open=opening))
+                first = await stream.read()
+        except TimeoutError as error:
+            raise _SessionBroken(f"the manager did not answer in {ATTACH_WAIT_S:g} s") from error
+        if isinstance(first, dispatcher.ManagerMessage) and first.WhichOneof("message") == "end":
+            self._told_to_end(first.end)
         if not isinstance(first, dispatcher.ManagerMessage) or first.WhichOneof("message") != "opened":
             raise _SessionBroken("the manager did not open the session")
         self._obey(first.term)
         self._period_ms = first.opened.heartbeat_period_ms or defaults.HEARTBEAT_PERIOD_MS
+        self._heard_at_s = asyncio.get_running_loop().time()
         self.facts.connected = True
         self.facts.sessions += 1
         log.info("session.opened", session=first.opened.session_id, term=first.term)
         self._handler.session_opened(first.opened)
+
+    def _told_to_end(self, end: dispatcher.SessionEnd) -> None:
+        self._handler.managers_changed(end.managers)
+        raise _SessionBroken(end.reason or "the manager ended the session", end.leader_address)
 
     async def _serve(self, stream: _Stream, channel: grpc.aio.Channel) -> None:
         outgoing: asyncio.Queue[dispatcher.AgentMessage] = asyncio.Queue(MAX_OUTGOING)
@@ -169,6 +198,7 @@ class Session:
             relays: set[asyncio.Task[None]] = set()
             while isinstance(message := await stream.read(), dispatcher.ManagerMessage):
                 self._obey(message.term)
+                self._heard_at_s = asyncio.get_running_loop().time()
                 match message.WhichOneof("message"):
                     case "assignments":
                         self._handler.assignments(message.assignments)
@@ -185,8 +215,7 @@ class Session:
                     case "node":
                         self._handler.node_changed(message.node)
                     case "end":
-                        log.info("session.told_to_end", why=message.end.reason)
-                        break
+                        self._told_to_end(message.end)
             for task in (*companions, *relays):
                 task.cancel()
 
@@ -206,6 +235,9 @@ class Session:
         while True:
             jitter_ms = self._random.uniform(-defaults.HEARTBEAT_JITTER_MS, defaults.HEARTBEAT_JITTER_MS)
             await asyncio.sleep(max(self._period_ms + jitter_ms, 100) / 1000)
+            silent_s = asyncio.get_running_loop().time() - self._heard_at_s
+            if silent_s > SILENT_PERIODS * self._period_ms / 1000:
+                raise _SessionBroken(f"the manager has said nothing for {silent_s:.1f} s")
             sequence += 1
             await outgoing.put(dispatcher.AgentMessage(heartbeat=dispatcher.Heartbeat(sequence=sequence)))
 
@@ -232,7 +264,20 @@ class Session:
 
 
 class _SessionBroken(Exception):  # noqa: N818 -- named for the condition
-    """The session is over; the message says why."""
+    """The session is over; the message says why, and `leader` who leads, when that was told."""
+
+    def __init__(self, why: str, leader: str = "") -> None:
+        super().__init__(why)
+        self.leader = leader
+
+
+def _leader(errors: BaseExceptionGroup) -> str:
+    for error in errors.exceptions:
+        if isinstance(error, BaseExceptionGroup) and (leader := _leader(error)):
+            return leader
+        if isinstance(error, _SessionBroken) and error.leader:
+            return error.leader
+    return ""
 
 
 def _reason(errors: BaseExceptionGroup) -> str:

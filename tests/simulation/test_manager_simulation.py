@@ -202,7 +202,7 @@ def test_a_failing_update_stops_and_a_rollback_goes_back() -> None:
 
 
 def test_deploying_the_same_again_resumes_a_paused_update() -> None:
-    """The same stack, deployed again after what made its update fail is gone, has the update go on, as the same version."""
+    """A stack deployed again, after what made its update fail is gone, has the update go on as the same version."""
 
     async def story() -> None:
         cluster = SimulatedCluster(5, nodes=2)
