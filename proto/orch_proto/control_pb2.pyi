@@ -79,6 +79,31 @@ WATCH_ACTION_UPDATED: WatchAction.ValueType  # 4
 WATCH_ACTION_REMOVED: WatchAction.ValueType  # 5
 Global___WatchAction: _TypeAlias = WatchAction  # noqa: Y015
 
+class _UnlockKeyAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UnlockKeyActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UnlockKeyAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    UNLOCK_KEY_ACTION_UNSPECIFIED: _UnlockKeyAction.ValueType  # 0
+    UNLOCK_KEY_ACTION_SHOW: _UnlockKeyAction.ValueType  # 1
+    UNLOCK_KEY_ACTION_LOCK: _UnlockKeyAction.ValueType  # 2
+    """turns autolock on; a key that there is stays"""
+    UNLOCK_KEY_ACTION_ROTATE: _UnlockKeyAction.ValueType  # 3
+    UNLOCK_KEY_ACTION_DISABLE: _UnlockKeyAction.ValueType  # 4
+    """turns autolock off"""
+
+class UnlockKeyAction(_UnlockKeyAction, metaclass=_UnlockKeyActionEnumTypeWrapper): ...
+
+UNLOCK_KEY_ACTION_UNSPECIFIED: UnlockKeyAction.ValueType  # 0
+UNLOCK_KEY_ACTION_SHOW: UnlockKeyAction.ValueType  # 1
+UNLOCK_KEY_ACTION_LOCK: UnlockKeyAction.ValueType  # 2
+"""turns autolock on; a key that there is stays"""
+UNLOCK_KEY_ACTION_ROTATE: UnlockKeyAction.ValueType  # 3
+UNLOCK_KEY_ACTION_DISABLE: UnlockKeyAction.ValueType  # 4
+"""turns autolock off"""
+Global___UnlockKeyAction: _TypeAlias = UnlockKeyAction  # noqa: Y015
+
 @_typing.final
 class ApplyStackRequest(_message.Message):
     """---- stacks ----------------------------------------------------------------------------------------"""
@@ -594,16 +619,22 @@ class UpdateResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     OBJECT_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def object(self) -> _objects_pb2.Object: ...
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What was done and is not wise: "2 managers tolerate the loss of none"."""
+
     def __init__(
         self,
         *,
         object: _objects_pb2.Object | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["object", b"object"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["object", b"object"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["object", b"object", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -640,17 +671,21 @@ class RemoveResponse(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         name: _builtins.str = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -889,6 +924,7 @@ class RaftMemberStatus(_message.Message):
     LEARNER_FIELD_NUMBER: _builtins.int
     REACHABLE_FIELD_NUMBER: _builtins.int
     MATCH_INDEX_FIELD_NUMBER: _builtins.int
+    HOSTNAME_FIELD_NUMBER: _builtins.int
     raft_id: _builtins.int
     node_id: _builtins.str
     address: _builtins.str
@@ -896,6 +932,7 @@ class RaftMemberStatus(_message.Message):
     learner: _builtins.bool
     reachable: _builtins.bool
     match_index: _builtins.int
+    hostname: _builtins.str
     def __init__(
         self,
         *,
@@ -906,10 +943,11 @@ class RaftMemberStatus(_message.Message):
         learner: _builtins.bool = ...,
         reachable: _builtins.bool = ...,
         match_index: _builtins.int = ...,
+        hostname: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "leader", b"leader", "learner", b"learner", "match_index", b"match_index", "node_id", b"node_id", "raft_id", b"raft_id", "reachable", b"reachable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "hostname", b"hostname", "leader", b"leader", "learner", b"learner", "match_index", b"match_index", "node_id", b"node_id", "raft_id", b"raft_id", "reachable", b"reachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -970,6 +1008,9 @@ class ClusterInfoResponse(_message.Message):
     SERVICES_FIELD_NUMBER: _builtins.int
     TASKS_BY_STATE_FIELD_NUMBER: _builtins.int
     NODE_ID_FIELD_NUMBER: _builtins.int
+    LEADER_NODE_ID_FIELD_NUMBER: _builtins.int
+    NO_LEADER_FOR_MS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     raft_term: _builtins.int
     raft_index: _builtins.int
@@ -978,6 +1019,10 @@ class ClusterInfoResponse(_message.Message):
     stacks: _builtins.int
     services: _builtins.int
     node_id: _builtins.str
+    leader_node_id: _builtins.str
+    """Empty while there is none."""
+    no_leader_for_ms: _builtins.int
+    """Without a leader: for how long. The answer is then this manager's own view."""
     @_builtins.property
     def cluster(self) -> _objects_pb2.Cluster:
         """without keys"""
@@ -988,6 +1033,10 @@ class ClusterInfoResponse(_message.Message):
     def nodes_by_state(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
     @_builtins.property
     def tasks_by_state(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """"an even number of managers tolerates no more losses than one fewer"."""
+
     def __init__(
         self,
         *,
@@ -1002,14 +1051,163 @@ class ClusterInfoResponse(_message.Message):
         services: _builtins.int = ...,
         tasks_by_state: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         node_id: _builtins.str = ...,
+        leader_node_id: _builtins.str = ...,
+        no_leader_for_ms: _builtins.int = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "members", b"members", "node_id", b"node_id", "nodes_by_state", b"nodes_by_state", "raft_index", b"raft_index", "raft_term", b"raft_term", "services", b"services", "stacks", b"stacks", "tasks_by_state", b"tasks_by_state", "tolerates", b"tolerates", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "leader_node_id", b"leader_node_id", "members", b"members", "no_leader_for_ms", b"no_leader_for_ms", "node_id", b"node_id", "nodes_by_state", b"nodes_by_state", "raft_index", b"raft_index", "raft_term", b"raft_term", "services", b"services", "stacks", b"stacks", "tasks_by_state", b"tasks_by_state", "tolerates", b"tolerates", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ClusterInfoResponse: _TypeAlias = ClusterInfoResponse  # noqa: Y015
+
+@_typing.final
+class BackupRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupRequest: _TypeAlias = BackupRequest  # noqa: Y015
+
+@_typing.final
+class BackupPart(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    TRAILER_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    @_builtins.property
+    def header(self) -> Global___BackupHeader: ...
+    @_builtins.property
+    def trailer(self) -> Global___BackupTrailer: ...
+    def __init__(
+        self,
+        *,
+        header: Global___BackupHeader | None = ...,
+        data: _builtins.bytes = ...,
+        trailer: Global___BackupTrailer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "header", b"header", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "header", b"header", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "data", "trailer"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___BackupPart: _TypeAlias = BackupPart  # noqa: Y015
+
+@_typing.final
+class BackupHeader(_message.Message):
+    """What a backup says of itself; the data is a snapshot of the store."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORMAT_FIELD_NUMBER: _builtins.int
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    MADE_AT_UNIX_MS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    format: _builtins.int
+    """Of this format: 1."""
+    cluster_id: _builtins.str
+    index: _builtins.int
+    term: _builtins.int
+    made_at_unix_ms: _builtins.int
+    version: _builtins.str
+    node_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        format: _builtins.int = ...,
+        cluster_id: _builtins.str = ...,
+        index: _builtins.int = ...,
+        term: _builtins.int = ...,
+        made_at_unix_ms: _builtins.int = ...,
+        version: _builtins.str = ...,
+        node_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "format", b"format", "index", b"index", "made_at_unix_ms", b"made_at_unix_ms", "node_id", b"node_id", "term", b"term", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupHeader: _TypeAlias = BackupHeader  # noqa: Y015
+
+@_typing.final
+class BackupTrailer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    size_bytes: _builtins.int
+    digest: _builtins.bytes
+    """SHA-256 of the data."""
+    def __init__(
+        self,
+        *,
+        size_bytes: _builtins.int = ...,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupTrailer: _TypeAlias = BackupTrailer  # noqa: Y015
+
+@_typing.final
+class UnlockKeyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    action: Global___UnlockKeyAction.ValueType
+    def __init__(
+        self,
+        *,
+        action: Global___UnlockKeyAction.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnlockKeyRequest: _TypeAlias = UnlockKeyRequest  # noqa: Y015
+
+@_typing.final
+class UnlockKeyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNLOCK_KEY_FIELD_NUMBER: _builtins.int
+    unlock_key: _builtins.str
+    """"ORCHKEY-1-…"; empty when autolock is off."""
+    def __init__(
+        self,
+        *,
+        unlock_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["unlock_key", b"unlock_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnlockKeyResponse: _TypeAlias = UnlockKeyResponse  # noqa: Y015
 
 @_typing.final
 class CallNodesRequest(_message.Message):

@@ -95,6 +95,16 @@ class ControlStub:
                 request_serializer=orch__proto_dot_control__pb2.ClusterInfoRequest.SerializeToString,
                 response_deserializer=orch__proto_dot_control__pb2.ClusterInfoResponse.FromString,
                 _registered_method=True)
+        self.Backup = channel.unary_stream(
+                '/orch.v1.Control/Backup',
+                request_serializer=orch__proto_dot_control__pb2.BackupRequest.SerializeToString,
+                response_deserializer=orch__proto_dot_control__pb2.BackupPart.FromString,
+                _registered_method=True)
+        self.UnlockKey = channel.unary_unary(
+                '/orch.v1.Control/UnlockKey',
+                request_serializer=orch__proto_dot_control__pb2.UnlockKeyRequest.SerializeToString,
+                response_deserializer=orch__proto_dot_control__pb2.UnlockKeyResponse.FromString,
+                _registered_method=True)
         self.CallNodes = channel.unary_unary(
                 '/orch.v1.Control/CallNodes',
                 request_serializer=orch__proto_dot_control__pb2.CallNodesRequest.SerializeToString,
@@ -195,6 +205,20 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Backup(self, request, context):
+        """The whole state at one moment, in parts of at most 1 MiB: keys and secrets are in it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnlockKey(self, request, context):
+        """Autolock: seals every manager's data key with one that people hold.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CallNodes(self, request, context):
         """A small question to one node, or to every ready node.
         """
@@ -283,6 +307,16 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.ClusterInfo,
                     request_deserializer=orch__proto_dot_control__pb2.ClusterInfoRequest.FromString,
                     response_serializer=orch__proto_dot_control__pb2.ClusterInfoResponse.SerializeToString,
+            ),
+            'Backup': grpc.unary_stream_rpc_method_handler(
+                    servicer.Backup,
+                    request_deserializer=orch__proto_dot_control__pb2.BackupRequest.FromString,
+                    response_serializer=orch__proto_dot_control__pb2.BackupPart.SerializeToString,
+            ),
+            'UnlockKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnlockKey,
+                    request_deserializer=orch__proto_dot_control__pb2.UnlockKeyRequest.FromString,
+                    response_serializer=orch__proto_dot_control__pb2.UnlockKeyResponse.SerializeToString,
             ),
             'CallNodes': grpc.unary_unary_rpc_method_handler(
                     servicer.CallNodes,
@@ -629,6 +663,60 @@ class Control:
             '/orch.v1.Control/ClusterInfo',
             orch__proto_dot_control__pb2.ClusterInfoRequest.SerializeToString,
             orch__proto_dot_control__pb2.ClusterInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Backup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/orch.v1.Control/Backup',
+            orch__proto_dot_control__pb2.BackupRequest.SerializeToString,
+            orch__proto_dot_control__pb2.BackupPart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnlockKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orch.v1.Control/UnlockKey',
+            orch__proto_dot_control__pb2.UnlockKeyRequest.SerializeToString,
+            orch__proto_dot_control__pb2.UnlockKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,10 @@ class ControlStub:
     """Objects as they are now, a marker, then every change."""
     Events: _grpc.UnaryStreamMultiCallable[_control_pb2.EventsRequest, _control_pb2.ClusterEvent]
     ClusterInfo: _grpc.UnaryUnaryMultiCallable[_control_pb2.ClusterInfoRequest, _control_pb2.ClusterInfoResponse]
+    Backup: _grpc.UnaryStreamMultiCallable[_control_pb2.BackupRequest, _control_pb2.BackupPart]
+    """The whole state at one moment, in parts of at most 1 MiB: keys and secrets are in it."""
+    UnlockKey: _grpc.UnaryUnaryMultiCallable[_control_pb2.UnlockKeyRequest, _control_pb2.UnlockKeyResponse]
+    """Autolock: seals every manager's data key with one that people hold."""
     CallNodes: _grpc.UnaryUnaryMultiCallable[_control_pb2.CallNodesRequest, _control_pb2.CallNodesResponse]
     """A small question to one node, or to every ready node."""
     Logs: _grpc.UnaryStreamMultiCallable[_control_pb2.LogsRequest, _node_pb2.LogLines]
@@ -74,6 +78,10 @@ class ControlAsyncStub(ControlStub):
     """Objects as they are now, a marker, then every change."""
     Events: _aio.UnaryStreamMultiCallable[_control_pb2.EventsRequest, _control_pb2.ClusterEvent]  # type: ignore[assignment]
     ClusterInfo: _aio.UnaryUnaryMultiCallable[_control_pb2.ClusterInfoRequest, _control_pb2.ClusterInfoResponse]  # type: ignore[assignment]
+    Backup: _aio.UnaryStreamMultiCallable[_control_pb2.BackupRequest, _control_pb2.BackupPart]  # type: ignore[assignment]
+    """The whole state at one moment, in parts of at most 1 MiB: keys and secrets are in it."""
+    UnlockKey: _aio.UnaryUnaryMultiCallable[_control_pb2.UnlockKeyRequest, _control_pb2.UnlockKeyResponse]  # type: ignore[assignment]
+    """Autolock: seals every manager's data key with one that people hold."""
     CallNodes: _aio.UnaryUnaryMultiCallable[_control_pb2.CallNodesRequest, _control_pb2.CallNodesResponse]  # type: ignore[assignment]
     """A small question to one node, or to every ready node."""
     Logs: _aio.UnaryStreamMultiCallable[_control_pb2.LogsRequest, _node_pb2.LogLines]  # type: ignore[assignment]
@@ -168,6 +176,22 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.ClusterInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.ClusterInfoResponse, _abc.Awaitable[_control_pb2.ClusterInfoResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Backup(
+        self,
+        request: _control_pb2.BackupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.BackupPart], _abc.AsyncIterator[_control_pb2.BackupPart]]:
+        """The whole state at one moment, in parts of at most 1 MiB: keys and secrets are in it."""
+
+    @_abc_1.abstractmethod
+    def UnlockKey(
+        self,
+        request: _control_pb2.UnlockKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.UnlockKeyResponse, _abc.Awaitable[_control_pb2.UnlockKeyResponse]]:
+        """Autolock: seals every manager's data key with one that people hold."""
 
     @_abc_1.abstractmethod
     def CallNodes(

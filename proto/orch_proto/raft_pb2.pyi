@@ -385,21 +385,30 @@ Global___RaftSnapshotAck: _TypeAlias = RaftSnapshotAck  # noqa: Y015
 
 @_typing.final
 class RaftJoinRequest(_message.Message):
+    """The joiner serves already: it is dialled back before it is admitted."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NODE_ID_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    RAFT_ID_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     address: _builtins.str
+    """`HOST:PORT`; a host of 0.0.0.0 or :: stands for the address that the leader sees."""
+    raft_id: _builtins.int
+    """Chosen and kept by the joiner before it asks, so that asking again is safe. A node whose state was lost comes with
+    another one: its old member is removed.
+    """
     def __init__(
         self,
         *,
         node_id: _builtins.str = ...,
         address: _builtins.str = ...,
+        raft_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "node_id", b"node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "node_id", b"node_id", "raft_id", b"raft_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -411,7 +420,10 @@ class RaftJoinResponse(_message.Message):
 
     RAFT_ID_FIELD_NUMBER: _builtins.int
     MEMBERSHIP_FIELD_NUMBER: _builtins.int
+    ADVICE_FIELD_NUMBER: _builtins.int
     raft_id: _builtins.int
+    advice: _builtins.str
+    """"4 managers tolerate the loss of 1, as 3 do: add one more"; empty for an odd number."""
     @_builtins.property
     def membership(self) -> Global___RaftMembership: ...
     def __init__(
@@ -419,10 +431,11 @@ class RaftJoinResponse(_message.Message):
         *,
         raft_id: _builtins.int = ...,
         membership: Global___RaftMembership | None = ...,
+        advice: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["membership", b"membership"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["membership", b"membership", "raft_id", b"raft_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advice", b"advice", "membership", b"membership", "raft_id", b"raft_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
