@@ -57,6 +57,10 @@ class _RaftMessageTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RaftM
     RAFT_MESSAGE_TYPE_HEARTBEAT_ANSWER: _RaftMessageType.ValueType  # 8
     RAFT_MESSAGE_TYPE_SNAPSHOT: _RaftMessageType.ValueType  # 9
     RAFT_MESSAGE_TYPE_TIMEOUT_NOW: _RaftMessageType.ValueType  # 10
+    RAFT_MESSAGE_TYPE_READ_INDEX: _RaftMessageType.ValueType  # 11
+    RAFT_MESSAGE_TYPE_READ_INDEX_ANSWER: _RaftMessageType.ValueType  # 12
+    RAFT_MESSAGE_TYPE_REMOVED: _RaftMessageType.ValueType  # 13
+    """Tells a member that it was removed, for good."""
 
 class RaftMessageType(_RaftMessageType, metaclass=_RaftMessageTypeEnumTypeWrapper): ...
 
@@ -71,6 +75,10 @@ RAFT_MESSAGE_TYPE_HEARTBEAT: RaftMessageType.ValueType  # 7
 RAFT_MESSAGE_TYPE_HEARTBEAT_ANSWER: RaftMessageType.ValueType  # 8
 RAFT_MESSAGE_TYPE_SNAPSHOT: RaftMessageType.ValueType  # 9
 RAFT_MESSAGE_TYPE_TIMEOUT_NOW: RaftMessageType.ValueType  # 10
+RAFT_MESSAGE_TYPE_READ_INDEX: RaftMessageType.ValueType  # 11
+RAFT_MESSAGE_TYPE_READ_INDEX_ANSWER: RaftMessageType.ValueType  # 12
+RAFT_MESSAGE_TYPE_REMOVED: RaftMessageType.ValueType  # 13
+"""Tells a member that it was removed, for good."""
 Global___RaftMessageType: _TypeAlias = RaftMessageType  # noqa: Y015
 
 @_typing.final
