@@ -27,11 +27,10 @@ class LogView(Protocol):
 class NoOlderEntries:
     """A view of nothing, for a driver that leaves what it keeps to the core."""
 
-    def entries(self, first_index: int, last_index: int, max_bytes: int) -> Sequence[Entry]:  # noqa: ARG002 - the
-    protocol's
+    def entries(self, first_index: int, last_index: int, max_bytes: int) -> Sequence[Entry]:  # noqa: ARG002
         """None."""
         return ()
 
-    def term(self, index: int) -> int | None:  # noqa: ARG002 - the protocol's
+    def term(self, index: int) -> int | None:  # noqa: ARG002
         """None."""
         return None
