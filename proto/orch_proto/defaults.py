@@ -206,6 +206,9 @@ DESCRIPTION_REFRESH_MS: Final = _integer(_G, "node description refresh", 20_000,
 RPC_TIMEOUT_MS: Final = _integer(
     _G, "unary call", 10_000, "ms", "default", "longer than a slow disk's sync, shorter than patience"
 )
+LEADER_WAIT_MS: Final = _integer(
+    _G, "wait for a leader", 5_000, "ms", "default", "an election takes less; then the caller is told that none leads"
+)
 NODE_CALL_TIMEOUT_MS: Final = _integer(_G, "question to a node", 5_000, "ms", "default", "Swarm's dispatcher time-out")
 WATCH_QUEUE_EVENTS: Final = _integer(
     _G, "events a slow watcher may lag", 10_000, "count", "limit", "then it must read anew"
@@ -217,6 +220,15 @@ RECONCILE_INTERVAL_MS: Final = _integer(
     "ms",
     "default",
     "drift is repaired within half a minute",
+)
+MANAGER_PORT: Final = _integer(_G, "managers listen on", 2377, "port", "default", "Swarm's")
+JOIN_PORT_OFFSET: Final = _integer(
+    _G,
+    "the port for joining, above the managers' one",
+    1,
+    "count",
+    "default",
+    "who joins has no certificate yet, and a port either asks for one or does not",
 )
 NODE_METRICS_PORT: Final = _integer(_G, "metrics of a node", 9323, "port", "default", "Docker's engine port")
 MANAGER_METRICS_PORT: Final = _integer(_G, "metrics of a manager", 9324, "port", "default", "beside the node's")
@@ -234,6 +246,40 @@ PROPOSAL_TIMEOUT_MS: Final = _integer(
     "ms",
     "default",
     "never waits for ever (Swarm does); the error says that the outcome is unknown",
+)
+
+# ---- trust -----------------------------------------------------------------------------------------
+_G = "Trust"
+MANAGER_PORT: Final = _integer(_G, "manager", 2377, "port", "default", "Swarm's; a client certificate is needed")
+JOIN_PORT: Final = _integer(
+    _G, "joining", 2378, "port", "default", "beside the manager's: for those who have no certificate yet"
+)
+NODE_CERTIFICATE_LIFETIME_MS: Final = _integer(
+    _G, "life of a node's certificate", 7_776_000_000, "ms", "default", "Swarm's: 90 days"
+)
+NODE_CERTIFICATE_MIN_LIFETIME_MS: Final = _integer(
+    _G, "shortest life of a node's certificate", 3_600_000, "ms", "limit", "Swarm's: an hour"
+)
+ROOT_CERTIFICATE_LIFETIME_MS: Final = _integer(
+    _G, "life of the root certificate", 630_720_000_000, "ms", "default", "Swarm's: 20 years"
+)
+CERTIFICATE_BACKDATE_MS: Final = _integer(
+    _G, "certificates begin this long ago", 3_600_000, "ms", "default", "Swarm's: for hosts whose clocks lag"
+)
+RENEWAL_EARLIEST: Final = _real(
+    _G, "renewal, earliest, as part of life", 0.5, "ratio", "default", "Swarm's: there is time to try again"
+)
+RENEWAL_LATEST: Final = _real(
+    _G, "renewal, latest, as part of life", 0.8, "ratio", "default", "Swarm's: spread, so that nodes do not come at once"
+)
+USER_CERTIFICATE_LIFETIME_MS: Final = _integer(
+    _G, "life of a user's certificate", 2_592_000_000, "ms", "default", "30 days: it cannot be called back before"
+)
+USER_CERTIFICATE_MAX_LIFETIME_MS: Final = _integer(
+    _G, "longest life of a user's certificate", 31_622_400_000, "ms", "limit", "a year of 366 days"
+)
+JOIN_CALLS: Final = _integer(
+    _G, "calls at once on the joining port", 64, "count", "limit", "strangers can reach it: they share a bounded part"
 )
 
 # ---- deploys ---------------------------------------------------------------------------------------
