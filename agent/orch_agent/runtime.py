@@ -28,12 +28,18 @@ class ContainerExit:
 
 @dataclass(frozen=True, slots=True)
 class ContainerView:
-    """A container as the runtime has it; ``exit`` is None while it runs."""
+    """A container as the runtime has it.
+
+    Attributes:
+        exit: None while it runs.
+        being_made: its start is under way; should it fail, the runtime forgets it and tells only who asked for it.
+    """
 
     id: str
     pid: int
     started_at_unix_ms: int
     exit: ContainerExit | None
+    being_made: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,4 +139,5 @@ def view_of(state: protocol.ContainerState) -> ContainerView:
     if state.status == protocol.STATUS_EXITED:
         code = state.exit_code if state.exit_known else None
         ended = ContainerExit(code, state.oom_killed, state.finished_at_unix_ms)
-    return ContainerView(state.id, state.pid, state.started_at_unix_ms, ended)
+    being_made = state.status in (protocol.STATUS_CREATING, protocol.STATUS_CREATED)
+    return ContainerView(state.id, state.pid, state.started_at_unix_ms, ended, being_made)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from orch_agent.errors import LinkLost, LinkRefused, TaskFailure
 from orch_agent.runtime import ContainerExit, ContainerView, Runtime
 from orch_agent.task.health import HealthView, after_probe, next_probe_in_s
+from orch_agent.task.needs import Needs
 from orch_agent.task.preparation import Preparation, Prepared
 from orch_agent.task.record import Record, Records
 from orch_proto import defaults
@@ -77,6 +78,7 @@ class TaskController:
         self.is_put_away = False
         self._around = around
         self._found = found
+        self._needs: Needs | None = record.needs if record is not None else None
         self._desired_changed = asyncio.Event()
         self._started = found is not None
         self._exit: asyncio.Future[ContainerExit] = asyncio.get_running_loop().create_future()
@@ -146,7 +148,7 @@ class TaskController:
                 if self._unwanted():
                     self._end(types.TASK_STATE_SHUTDOWN, "stopped before it was started")
                     return
-                self.prepared = await self._around.preparation.prepare(self.task)
+                self.prepared = await self._prepare()
                 await self._start_container()
             elif self.status.state >= types.TASK_STATE_STARTING or self.task.status.state >= types.TASK_STATE_STARTING:
                 self.status.state = max(self.status.state, self.task.status.state)
@@ -164,13 +166,15 @@ class TaskController:
 
     async def _get_ready(self) -> bool:
         """To READY and on to where the leader wants it RUNNING; False when it was stopped on the way."""
-        self._around.records.write_task(self.task)
+        if self._needs is None:
+            self._needs = self._around.preparation.needs(self.task)
+            self._around.records.write_task(self.task, self._needs)
         self._step(types.TASK_STATE_ACCEPTED, "accepted")
         if self._unwanted():
             self._end(types.TASK_STATE_SHUTDOWN, "stopped before it was prepared")
             return False
         self._step(types.TASK_STATE_PREPARING, "preparing")
-        self.prepared = await self._unless_unwanted(self._around.preparation.prepare(self.task))
+        self.prepared = await self._unless_unwanted(self._prepare())
         if self.prepared is None:
             self._end(types.TASK_STATE_SHUTDOWN, "stopped while it was being prepared")
             return False
@@ -182,6 +186,12 @@ class TaskController:
             self._end(types.TASK_STATE_SHUTDOWN, "stopped before it was started")
             return False
         return True
+
+    async def _prepare(self) -> Prepared:
+        # What was remembered with the task, not what is held now: a new agent holds nothing before the leader speaks,
+        # and what the first try made must be found unchanged.
+        assert self._needs is not None
+        return await self._around.preparation.prepare(self.task, self._needs)
 
     async def _start(self) -> None:
         assert self.prepared is not None

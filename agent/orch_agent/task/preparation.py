@@ -21,6 +21,7 @@ from orch_agent.runtime import ContainerRequest
 from orch_agent.task import files, mounts, process
 from orch_agent.task.container_config import container_config, user_of
 from orch_agent.task.health import HealthPlan, plan_health
+from orch_agent.task.needs import Needs, needs_of
 from orch_agent.task.record import Records
 from orch_agent.task.templates import NodeFacts
 from orch_agent.volumes import VolumeStore
@@ -148,15 +149,19 @@ class Preparation:
         """The newest file of a task's log."""
         return self._log_folder / task_id / "container.log"
 
-    async def prepare(self, task: objects.Task) -> Prepared:
-        """Prepares a task.
+    def needs(self, task: objects.Task) -> Needs:
+        """What is assigned now of what a task needs."""
+        return needs_of(task, self._held())
+
+    async def prepare(self, task: objects.Task, needs: Needs) -> Prepared:
+        """Prepares a task; again with the same needs is fine, and gives the same.
 
         Raises:
             TaskFailure: something is missing; the message says what, and what to do.
         """
-        attaching = asyncio.get_running_loop().create_task(self._attach(task))
+        attaching = asyncio.get_running_loop().create_task(self._attach(task, needs))
         try:
-            made = await asyncio.to_thread(self._prepare_files, task)
+            made = await asyncio.to_thread(self._prepare_files, task, needs)
             netns_path = await attaching
         except BaseException:
             attaching.cancel()
@@ -204,8 +209,7 @@ class Preparation:
         except ImageError as error:
             raise TaskFailure(str(error), types.FAILURE_REASON_IMAGE) from error
 
-    def _prepare_files(self, task: objects.Task) -> _Files:
-        held = self._held()
+    def _prepare_files(self, task: objects.Task, needs: Needs) -> _Files:
         image = self._resolve(task)
         lower = self._images.lower_dirs(image)
         binds = files.write_task_files(
@@ -213,8 +217,8 @@ class Preparation:
             task,
             node=self._node,
             gateway=self._host_gateway,
-            secrets=held.secrets,
-            configs=held.configs,
+            secrets=needs.secrets,
+            configs=needs.configs,
         )
         made = mounts.make_mounts(task, image, lower, node=self._node, volumes=self._volumes)
         upper, work = self._snapshots.prepare(task.id)
@@ -234,11 +238,10 @@ class Preparation:
 
     # ---- network and configuration -----------------------------------------------------------------
 
-    async def _attach(self, task: objects.Task) -> str | None:
+    async def _attach(self, task: objects.Task, needs: Needs) -> str | None:
         mode = task.spec.container.namespaces.network
         if mode == "host":
             return None
-        held = self._held()
         addresses = [
             network_protocol.TaskAddress(
                 network_id=attachment.network_id, address=attachment.addresses[0].split("/")[0]
@@ -249,7 +252,7 @@ class Preparation:
         outward = [
             address.network_id
             for address in addresses
-            if address.network_id in held.networks and not held.networks[address.network_id].spec.internal
+            if address.network_id in needs.networks and not needs.networks[address.network_id].spec.internal
         ]
         wanted = network_protocol.Task(
             task_id=task.id, networks=tuple(addresses), default_network=outward[0] if outward else ""

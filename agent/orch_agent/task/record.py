@@ -1,4 +1,4 @@
-"""What the agent remembers of a task across its own death: the task as assigned, and its last status.
+"""What the agent remembers of a task across its own death: the task as assigned, what it needs, its last status.
 
 Records live below the run directory (a tmpfs): they are gone after a reboot of the node, as are the containers they
 speak of. A task whose record is gone although the leader knows that it had started is reported as lost, never started
@@ -8,12 +8,14 @@ a second time.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
 from orch_agent.task import files
+from orch_agent.task import needs as task_needs
+from orch_agent.task.needs import Needs
 from orch_proto import objects_pb2 as objects
 from orch_proto import types_pb2 as types
 from orch_rpc import logs
@@ -21,6 +23,7 @@ from orch_rpc import logs
 log = logs.get("worker")
 _TASK = "task.pb"
 _STATUS = "status.pb"
+_NEEDS = "needs.pb"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class Record:
 
     task: objects.Task
     status: types.TaskStatus | None
+    needs: Needs = field(default_factory=Needs)
 
 
 class Records:
@@ -42,10 +46,12 @@ class Records:
         """Where a task's record and files are."""
         return self._root / task_id
 
-    def write_task(self, task: objects.Task) -> None:
-        """Remembers a task as it is assigned."""
+    def write_task(self, task: objects.Task, needs: Needs) -> None:
+        """Remembers a task as it is assigned, and what it needs."""
         folder = self.folder(task.id)
         folder.mkdir(mode=0o700, exist_ok=True)
+        _replace(folder / _NEEDS, task_needs.to_bytes(needs))
+        # Last: a folder without it is no record.
         _replace(folder / _TASK, task.SerializeToString())
 
     def write_status(self, task_id: str, status: types.TaskStatus) -> None:
@@ -64,16 +70,18 @@ class Records:
                 task = objects.Task.FromString((folder / _TASK).read_bytes())
                 status_file = folder / _STATUS
                 status = types.TaskStatus.FromString(status_file.read_bytes()) if status_file.exists() else None
+                needs_file = folder / _NEEDS
+                needs = task_needs.from_bytes(needs_file.read_bytes()) if needs_file.exists() else Needs()
             except (OSError, DecodeError) as error:
                 log.warning("record.unreadable", task=folder.name, why=str(error))
                 files.remove_task_files(folder)
                 continue
-            records.append(Record(task, status))
+            records.append(Record(task, status, needs))
         return records
 
 
 def _replace(path: Path, data: bytes) -> None:
-    # Plain calls: three of these stand between the assignment of a task and its start.
+    # Plain calls: four of these stand between the assignment of a task and its start.
     aside = f"{path}.new"
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 from orch_agent.build.runtime_runner import CONTAINER_PREFIX as BUILD_PREFIX
 from orch_agent.errors import LinkLost, LinkRefused
@@ -12,7 +13,7 @@ from orch_agent.runtime import ContainerView, exit_of
 from orch_agent.task.controller import Surroundings, TaskController
 from orch_agent.task.preparation import Preparation
 from orch_agent.task.record import Record, Records
-from orch_agent.worker.assignments import Assignments, Delta, Holdings
+from orch_agent.worker.assignments import Assignments, Holdings
 from orch_agent.worker.reporter import StatusReporter
 from orch_proto import defaults
 from orch_proto import dispatcher_pb2 as dispatcher
@@ -55,7 +56,6 @@ class Worker:
         self._group = group
         self._lives: dict[str, asyncio.Task[None]] = {}
         self._found_again = asyncio.Event()
-        self._runtime_seen = False
 
     @property
     def held(self) -> Holdings:
@@ -75,9 +75,11 @@ class Worker:
             return
         for request in self._network.apply(self.held, delta):
             self._group.create_task(_quietly(request))
+        if not self._found_again.is_set():
+            return  # what runs already must be known first; then all that is held is taken up at once
         if delta.complete:
             self._adopt_complete()
-        self._begin_or_update(delta)
+        self._begin_or_update(delta.tasks)
         for task_id in delta.tasks_removed:
             self._give_up(task_id)
 
@@ -85,8 +87,8 @@ class Worker:
         """The session has ended; the next one begins with a COMPLETE set."""
         self._assignments.reset()
 
-    def _begin_or_update(self, delta: Delta) -> None:
-        for task_id in delta.tasks:
+    def _begin_or_update(self, task_ids: Iterable[str]) -> None:
+        for task_id in task_ids:
             task = self.held.tasks[task_id]
             controller = self.controllers.get(task_id)
             if controller is not None:
@@ -154,12 +156,8 @@ class Worker:
         """
         await self._around.runtime.subscribe()
         containers = await self._around.runtime.containers()
-        if not self._runtime_seen:
-            self._runtime_seen = True
-            for record in self._records.load():
-                self._adopt(record, containers.get(record.task.id))
-            await self._remove_leftovers(containers)
-            self._found_again.set()
+        if not self._found_again.is_set():
+            await self._find_again(containers)
         for container in containers.values():
             controller = self.controllers.get(container.id)
             if controller is not None and container.exit is not None:
@@ -167,6 +165,21 @@ class Worker:
         for task_id, controller in self.controllers.items():
             if task_id not in containers:
                 controller.container_vanished()
+
+    async def _find_again(self, containers: dict[str, ContainerView]) -> None:
+        """Takes up what a former agent left, then what the leader has assigned meanwhile.
+
+        Raises:
+            LinkLost: the supervisor went away; nothing lives yet, so the next connection may begin anew.
+        """
+        for record in self._records.load():
+            if record.task.id not in self.controllers:
+                self._adopt(record, containers.get(record.task.id))
+        await self._remove_leftovers(containers)
+        self._found_again.set()
+        if self._assignments.result:
+            self._adopt_complete()
+            self._begin_or_update(list(self.held.tasks))
 
     async def _remove_leftovers(self, containers: dict[str, ContainerView]) -> None:
         """Removes what an agent that was killed left halfway: steps of builds, root file systems of forgotten tasks."""
@@ -176,6 +189,8 @@ class Worker:
         await asyncio.to_thread(self._preparation.sweep, set(self.controllers))
 
     def _adopt(self, record: Record, found: ContainerView | None) -> None:
+        if found is not None and found.being_made:
+            found = None  # asked for again, the runtime tells how that start ends
         log.info("task.adopted", task=record.task.id, container=found is not None)
         self._begin(TaskController(record.task, self._around, record=record, found=found))
 

@@ -4,162 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 
-from orch_agent.errors import LinkRefused, TaskFailure
-from orch_agent.runtime import ContainerExit, ContainerRequest, ContainerView, Runtime
-from orch_agent.task.controller import Surroundings, TaskController, now_ms
+from orch_agent.errors import TaskFailure
+from orch_agent.runtime import ContainerExit, ContainerView
+from orch_agent.task.controller import now_ms
 from orch_agent.task.health import HealthPlan
-from orch_agent.task.preparation import Preparation, Prepared
-from orch_agent.task.record import Record, Records
+from orch_agent.task.needs import Needs
 from orch_proto import objects_pb2 as objects
 from orch_proto import types_pb2 as types
-from orch_runtime.plan import OverlayRootfs
-from orch_runtime.protocol import ExecResult
-
-REQUEST = ContainerRequest({}, OverlayRootfs(("/l",), "/u", "/w"), None, None, None, init=False)
-
-
-@dataclass
-class ScriptedRuntime:
-    """Does what a test says and notes what it was asked."""
-
-    refuses: str = ""
-    ends_on: tuple[int, ...] = (signal.SIGTERM, signal.SIGKILL)
-    probes: list[int] = field(default_factory=list)
-    runs: int = 0
-    signals: list[int] = field(default_factory=list)
-    deleted: int = 0
-    controller: TaskController | None = None
-
-    async def run(self, container_id: str, _request: ContainerRequest) -> ContainerView:
-        """Starts, or refuses with the scripted sentence."""
-        if self.refuses:
-            raise LinkRefused("start_failed", self.refuses)
-        self.runs += 1
-        return ContainerView(container_id, 4711, now_ms(), None)
-
-    async def kill(self, _container_id: str, number: int) -> None:
-        """The container ends on the signals that the script names."""
-        self.signals.append(number)
-        if number in self.ends_on:
-            self.end(128 + number)
-
-    async def delete(self, _container_id: str) -> None:
-        """Notes it."""
-        self.deleted += 1
-
-    async def execute(self, _container_id: str, _command: object, **_options: object) -> ExecResult:
-        """The next scripted exit code; the last one for ever."""
-        code = self.probes.pop(0) if len(self.probes) > 1 else self.probes[0]
-        return ExecResult(exit_code=code, output=f"probe said {code}")
-
-    def end(self, code: int | None, *, oom_killed: bool = False) -> None:
-        """The container ends by itself."""
-        assert self.controller is not None
-        self.controller.container_ended(ContainerExit(code, oom_killed, now_ms()))
-
-
-@dataclass
-class ScriptedPreparation:
-    """Prepares at once, never, or not at all."""
-
-    failure: TaskFailure | None = None
-    never: bool = False
-    health: HealthPlan | None = None
-    grace_s: float = 5.0
-    released: int = 0
-    detached: int = 0
-
-    async def prepare(self, _task: objects.Task) -> Prepared:
-        """As scripted."""
-        if self.never:
-            await asyncio.get_running_loop().create_future()
-        if self.failure is not None:
-            raise self.failure
-        return Prepared("sha256:0", REQUEST, self.health, signal.SIGTERM, self.grace_s, 0.0)
-
-    recall = prepare
-
-    def release_network(self, _task: objects.Task) -> None:
-        """Notes it."""
-        self.detached += 1
-
-    async def release(self, _task: objects.Task) -> None:
-        """Notes it."""
-        self.released += 1
-
-
-@dataclass
-class Life:
-    """A task with its surroundings, and what was reported of it."""
-
-    controller: TaskController
-    runtime: ScriptedRuntime
-    preparation: ScriptedPreparation
-    reported: list[types.TaskStatus]
-
-    @property
-    def states(self) -> list[str]:
-        """Names of the reported states in order."""
-        return [types.TaskState.Name(status.state).removeprefix("TASK_STATE_") for status in self.reported]
-
-    async def until(self, state: types.TaskState.ValueType) -> None:
-        """Waits until the task has come to a state."""
-        async with asyncio.timeout(5):
-            while self.controller.status.state < state:  # noqa: ASYNC110 -- the controller has no event to wait for
-                await asyncio.sleep(0)
-
-    def want(self, state: types.TaskState.ValueType) -> None:
-        """The leader changes the desired state."""
-        task = objects.Task()
-        task.CopyFrom(self.controller.task)
-        task.desired_state = state
-        self.controller.update(task)
-
-
-def make_life(
-    folder: Path,
-    *,
-    runtime: ScriptedRuntime | None = None,
-    preparation: ScriptedPreparation | None = None,
-    desired: types.TaskState.ValueType = types.TASK_STATE_RUNNING,
-    known: types.TaskState.ValueType = types.TASK_STATE_ASSIGNED,
-    recorded: types.TaskStatus | None = None,
-    found: ContainerView | None = None,
-) -> Life:
-    runtime = runtime or ScriptedRuntime()
-    preparation = preparation or ScriptedPreparation()
-    reported: list[types.TaskStatus] = []
-    records = Records(folder)
-    around = Surroundings(
-        node_id="n1",
-        runtime=cast("Runtime", runtime),
-        preparation=cast("Preparation", preparation),
-        records=records,
-        report=lambda _task_id, status: reported.append(status),
-    )
-    task = objects.Task(id="t1", desired_state=desired, status=types.TaskStatus(state=known))
-    record = None
-    if recorded is not None:
-        records.write_task(task)
-        record = Record(task, recorded)
-    controller = TaskController(task, around, record=record, found=found)
-    runtime.controller = controller
-    return Life(controller, runtime, preparation, reported)
-
-
-def play(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(20):
-            await scenario()
-
-    asyncio.run(bounded())
+from unit.agent.scripted import ScriptedPreparation, ScriptedRuntime, make_life, play
 
 
 def test_a_program_that_ends_well_completes_its_task(tmp_path: Path) -> None:
@@ -406,5 +262,24 @@ def test_desired_state_never_goes_back(tmp_path: Path) -> None:
         life.want(types.TASK_STATE_RUNNING)
         await living
         assert life.states[-1] == "SHUTDOWN"
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("state", [types.TASK_STATE_ASSIGNED, types.TASK_STATE_STARTING])
+def test_a_start_is_finished_with_what_was_remembered(tmp_path: Path, state: types.TaskState.ValueType) -> None:
+    """A task whose start the agent's death broke off is prepared again with its own networks and secrets.
+
+    The new agent holds nothing yet: the leader has not spoken.
+    """
+
+    async def scenario() -> None:
+        remembered = Needs(networks={"n": objects.Network(id="n")}, secrets={"s": objects.Secret(id="s")})
+        life = make_life(tmp_path, recorded=types.TaskStatus(state=state), remembered=remembered)
+        living = asyncio.get_running_loop().create_task(life.controller.run())
+        await life.until(types.TASK_STATE_RUNNING)
+        assert life.preparation.prepared_with == [remembered]
+        living.cancel()
+        await asyncio.wait({living})
 
     play(scenario)
