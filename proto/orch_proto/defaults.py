@@ -250,10 +250,6 @@ PROPOSAL_TIMEOUT_MS: Final = _integer(
 
 # ---- trust -----------------------------------------------------------------------------------------
 _G = "Trust"
-MANAGER_PORT: Final = _integer(_G, "manager", 2377, "port", "default", "Swarm's; a client certificate is needed")
-JOIN_PORT: Final = _integer(
-    _G, "joining", 2378, "port", "default", "beside the manager's: for those who have no certificate yet"
-)
 NODE_CERTIFICATE_LIFETIME_MS: Final = _integer(
     _G, "life of a node's certificate", 7_776_000_000, "ms", "default", "Swarm's: 90 days"
 )
@@ -270,7 +266,12 @@ RENEWAL_EARLIEST: Final = _real(
     _G, "renewal, earliest, as part of life", 0.5, "ratio", "default", "Swarm's: there is time to try again"
 )
 RENEWAL_LATEST: Final = _real(
-    _G, "renewal, latest, as part of life", 0.8, "ratio", "default", "Swarm's: spread, so that nodes do not come at once"
+    _G,
+    "renewal, latest, as part of life",
+    0.8,
+    "ratio",
+    "default",
+    "Swarm's: spread, so that nodes do not come at once",
 )
 USER_CERTIFICATE_LIFETIME_MS: Final = _integer(
     _G, "life of a user's certificate", 2_592_000_000, "ms", "default", "30 days: it cannot be called back before"

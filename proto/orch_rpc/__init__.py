@@ -1,1 +1,11 @@
-"""How orch's processes speak to each other: channels, servers, errors on the wire, and the log lines they all write."""
+"""How orch's processes speak to each other: who they are, channels, servers, errors on the wire, and their log lines.
+
+Importing this package, before grpc, holds grpc to TLS 1.3. Python's gRPC has no setting for the version, only for the
+cipher suites of TLS 1.2 and older, read from the environment when grpc is imported; those of TLS 1.3 are always on. The
+one suite named here needs a pre-shared key, which orch has none of: so TLS 1.2 and older have no suite at all, and a
+peer that cannot do 1.3 is refused in the handshake, by clients and servers alike.
+"""
+
+import os
+
+os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-PSK-AES128-CBC-SHA"

@@ -1,4 +1,4 @@
-"""Client channels. For now to unix sockets only: who may connect is decided by the socket's file mode."""
+"""Client channels to unix sockets, where the socket's mode decides who may connect; `tls.py` has those to managers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ COMMON_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.keepalive_time_ms", defaults.RPC_TIMEOUT_MS),
     ("grpc.keepalive_timeout_ms", defaults.NODE_CALL_TIMEOUT_MS),
 )
-_CLIENT_OPTIONS: Final[tuple[tuple[str, int | str], ...]] = (
+#: Options of every client.
+CLIENT_OPTIONS: Final[tuple[tuple[str, int | str], ...]] = (
     *COMMON_OPTIONS,
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", defaults.AGENT_BACKOFF_FIRST_MS),
@@ -29,4 +30,4 @@ _CLIENT_OPTIONS: Final[tuple[tuple[str, int | str], ...]] = (
 
 def unix_channel(path: Path | str) -> grpc.aio.Channel:
     """A channel to the server at a unix socket. Connects on first use; close it when done."""
-    return grpc.aio.insecure_channel(f"unix:{Path(path).absolute()}", options=list(_CLIENT_OPTIONS))
+    return grpc.aio.insecure_channel(f"unix:{Path(path).absolute()}", options=list(CLIENT_OPTIONS))

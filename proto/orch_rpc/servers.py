@@ -9,7 +9,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -18,6 +18,7 @@ import grpc.aio
 
 from orch_proto import defaults
 from orch_rpc import logs
+from orch_rpc.addresses import Address
 from orch_rpc.channels import COMMON_OPTIONS
 from orch_rpc.errors import AlreadyExists, FailedPrecondition, Internal, OrchError
 
@@ -150,9 +151,58 @@ class ErrorInterceptor(_Interceptor):
         return make(wrapped, **codecs)
 
 
-def new_server(observer: CallObserver = _ignore_call) -> grpc.aio.Server:
-    """A server with orch's options and error mapping; add servicers to it, then `start_on_unix_socket`."""
-    return grpc.aio.server(interceptors=[ErrorInterceptor(observer)], options=list(_SERVER_OPTIONS))
+def new_server(
+    observer: CallObserver = _ignore_call,
+    *,
+    interceptors: Sequence[_Interceptor] = (),
+    most_calls: int | None = None,
+) -> grpc.aio.Server:
+    """A server with orch's options and error mapping; add servicers, then `start_on_unix_socket` or `start_on_tls`.
+
+    Args:
+        observer: told of each call.
+        interceptors: what else stands before the servicers; their `OrchError`s are mapped too.
+        most_calls: calls that it serves at once; more are refused.
+    """
+    return grpc.aio.server(
+        interceptors=[ErrorInterceptor(observer), *interceptors],
+        options=list(_SERVER_OPTIONS),
+        maximum_concurrent_rpcs=most_calls,
+    )
+
+
+async def start_on_tls(server: grpc.aio.Server, address: Address, credentials: grpc.ServerCredentials) -> None:
+    """Binds the server to a TLS port, besides what it is bound to already, and starts it.
+
+    Args:
+        server: from `new_server`, with its servicers.
+        address: where to listen.
+        credentials: from `tls.py`.
+
+    Raises:
+        FailedPrecondition: the address cannot be used.
+    """
+    bind_tls(server, address, credentials)
+    await server.start()
+
+
+def bind_tls(server: grpc.aio.Server, address: Address, credentials: grpc.ServerCredentials) -> int:
+    """Binds a server that was not started to a TLS port; the port, which was chosen by the kernel if 0 was asked for.
+
+    Raises:
+        FailedPrecondition: the address cannot be used.
+    """
+    try:
+        port = server.add_secure_port(str(address), credentials)
+    except RuntimeError as error:
+        port, why = 0, str(error)
+    else:
+        why = "the port is in use, or the address is none of this host"
+    if not port:
+        raise FailedPrecondition(
+            f"cannot listen on {address}", why, "free the port, or name another with --listen-address"
+        )
+    return port
 
 
 def _remove_stale_socket(path: Path) -> None:
