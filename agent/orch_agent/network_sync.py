@@ -147,7 +147,9 @@ class NetworkSync:
         ports = [protocol.to_json(port) for ports in self._told_ports.values() for port in ports.values()]
         await self._tell(protocol.OP_PORTS_SET, ports=ports)
         present = await self._tell(protocol.OP_STATUS)
-        for task_id in set(present.get("tasks", ())) - set(self._alive()) - held.tasks.keys():
+        # Of an ended task the leader may have given the address to another one.
+        not_ended = {task_id for task_id, task in held.tasks.items() if task.status.state < types.TASK_STATE_COMPLETE}
+        for task_id in set(present.get("tasks", ())) - set(self._alive()) - not_ended:
             await self._tell(protocol.OP_DETACH, task_id=task_id)
         for network_id in set(present.get("networks", ())) - self._held.networks.keys():
             await self._tell(protocol.OP_NETWORK_REMOVE, id=network_id)

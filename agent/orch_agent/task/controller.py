@@ -125,6 +125,8 @@ class TaskController:
     async def run(self) -> None:
         """Lives the task to its end, and puts away what it leaves but its log."""
         if self.is_over:
+            # The end was written down before the address was given back; the agent may have died in between.
+            self._around.preparation.release_network(self.task)
             self.output_over.set()
             self._around.report(self.task.id, self.status)
             await self._clean_up()
@@ -161,6 +163,10 @@ class TaskController:
             else:
                 return
         elif self._found.exit is not None:
+            if self._unwanted():
+                self._note_exit(self._found.exit)
+                self._end(types.TASK_STATE_SHUTDOWN, "stopped")
+                return
             self.container_ended(self._found.exit)
         await self._watch()
 
@@ -325,6 +331,9 @@ class TaskController:
     async def _stop(self) -> None:
         """Stop delay, stop signal, grace, SIGKILL; returns when the container has ended."""
         assert self.prepared is not None
+        if self._needs is not None and self._unwanted():
+            # An end that a later agent finds is then known to be a wanted one.
+            self._around.records.write_task(self.task, self._needs)
         delay_s = self.prepared.stop_delay_s
         if delay_s and await self._ended_within(delay_s):
             return

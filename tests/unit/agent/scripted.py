@@ -142,6 +142,7 @@ def make_life(
     recorded: types.TaskStatus | None = None,
     found: ContainerView | None = None,
     remembered: Needs | None = None,
+    record: Record | None = None,
 ) -> Life:
     runtime = runtime or ScriptedRuntime()
     remembered = remembered or Needs()
@@ -155,8 +156,7 @@ def make_life(
         records=records,
         report=lambda _task_id, status: reported.append(status),
     )
-    task = objects.Task(id="t1", desired_state=desired, status=types.TaskStatus(state=known))
-    record = None
+    task = record.task if record else objects.Task(id="t1", desired_state=desired, status=types.TaskStatus(state=known))
     if recorded is not None:
         records.write_task(task, remembered)
         record = Record(task, recorded, remembered)

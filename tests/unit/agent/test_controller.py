@@ -13,6 +13,7 @@ from orch_agent.runtime import ContainerExit, ContainerView
 from orch_agent.task.controller import now_ms
 from orch_agent.task.health import HealthPlan
 from orch_agent.task.needs import Needs
+from orch_agent.task.record import Records
 from orch_proto import objects_pb2 as objects
 from orch_proto import types_pb2 as types
 from unit.agent.scripted import ScriptedPreparation, ScriptedRuntime, make_life, play
@@ -239,14 +240,14 @@ def test_a_start_that_never_reached_the_runtime_is_made_up_for(tmp_path: Path) -
 
 
 def test_a_final_status_is_told_again_after_a_restart(tmp_path: Path) -> None:
-    """A task that had ended before the agent died is reported once more and cleaned up, and nothing else happens."""
+    """A task that had ended before the agent died is reported once more, and its address is given back for certain."""
 
     async def scenario() -> None:
         recorded = types.TaskStatus(state=types.TASK_STATE_COMPLETE)
         life = make_life(tmp_path, recorded=recorded)
         await life.controller.run()
         assert life.states == ["COMPLETE"]
-        assert (life.runtime.runs, life.runtime.deleted) == (0, 1)
+        assert (life.runtime.runs, life.runtime.deleted, life.preparation.detached) == (0, 1, 1)
 
     play(scenario)
 
@@ -281,5 +282,29 @@ def test_a_start_is_finished_with_what_was_remembered(tmp_path: Path, state: typ
         assert life.preparation.prepared_with == [remembered]
         living.cancel()
         await asyncio.wait({living})
+
+    play(scenario)
+
+
+def test_a_wanted_end_that_the_agent_did_not_live_to_see_is_no_failure(tmp_path: Path) -> None:
+    """A container that was asked to stop, and ended while there was no agent, is reported as stopped."""
+
+    async def scenario() -> None:
+        runtime = ScriptedRuntime(ends_on=())
+        life = make_life(tmp_path, runtime=runtime)
+        living = asyncio.create_task(life.controller.run())
+        await life.until(types.TASK_STATE_RUNNING)
+        life.want(types.TASK_STATE_SHUTDOWN)
+        while not runtime.signals:  # noqa: ASYNC110 -- nobody is told
+            await asyncio.sleep(0)
+        living.cancel()
+        await asyncio.wait({living})
+        end = ContainerExit(143, oom_killed=False, finished_at_unix_ms=now_ms())
+        next_life = make_life(
+            tmp_path, record=Records(tmp_path).load()[0], found=ContainerView("t1", 4711, now_ms(), end)
+        )
+        await next_life.controller.run()
+        assert next_life.states == ["SHUTDOWN"]
+        assert next_life.reported[-1].container.exit_code == 143
 
     play(scenario)
