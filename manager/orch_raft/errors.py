@@ -13,11 +13,14 @@ RaftError
 │   ├── AlreadyFounded       there is one already
 │   ├── FolderInUse          another process holds it
 │   ├── DataKeyError         the key that decrypts it is missing, unreadable or another one
+│   │   └── StateLocked      the data key is sealed: the unlock key is missing or another one
 │   ├── LogCorrupt           a record that was acknowledged cannot be read
-│   └── SnapshotCorrupt      a snapshot cannot be read
+│   ├── SnapshotCorrupt      a snapshot cannot be read
+│   └── MemberFileCorrupt    the file that says which member this is cannot be read
 └── FatalError               the process must stop: it can keep no promise any more
     ├── DurabilityLost       a write or sync failed; what the disk holds is unknown
-    └── ApplyFailed          the state machine raised on a committed entry
+    ├── ApplyFailed          the state machine raised on a committed entry
+    └── SafetyBroken         members disagree about what is committed
 """
 
 from pathlib import Path
@@ -126,6 +129,16 @@ class DataKeyError(StorageError):
     """The key that decrypts the state folder cannot be had."""
 
 
+class StateLocked(DataKeyError):
+    """The data key is sealed with the cluster's unlock key (autolock)."""
+
+    def __init__(self, file: Path, why: str) -> None:
+        super().__init__(
+            f"cannot decrypt the state folder: {file} is sealed, and {why}; "
+            f"give this manager the unlock key of its cluster (`orch cluster unlock`)"
+        )
+
+
 class LogCorrupt(StorageError):
     """A record of the log that had been acknowledged cannot be read back.
 
@@ -160,6 +173,16 @@ class SnapshotCorrupt(StorageError):
         )
 
 
+class MemberFileCorrupt(StorageError):
+    """The file that says which member a state folder belongs to cannot be read."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(
+            f"cannot tell which member this is: {file} does not match its checksum; nothing was changed. "
+            f"Check the disk; then restore this manager from a backup, or remove it and let it join again"
+        )
+
+
 class FatalError(RaftError):
     """The engine has stopped for good and the process must end."""
 
@@ -188,4 +211,15 @@ class ApplyFailed(FatalError):
             f"cannot apply log entry {index}: {type(cause).__name__}: {cause}; going on would make members differ, "
             f"so this process must stop. This is a defect of orch, or an entry of a newer version: "
             f"install that version, or report it"
+        )
+
+
+class SafetyBroken(FatalError):
+    """Members disagree about what is committed, which consensus excludes. Raised before anything is overwritten."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"the managers disagree about committed state: {what}; this process must stop. "
+            f"A disk has lost acknowledged data, two managers run on copies of one state folder, or this is a defect "
+            f"of orch: remove this manager and let it join again with an empty folder"
         )

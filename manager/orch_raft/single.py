@@ -38,8 +38,7 @@ from orch_raft.leadership import LeadershipFeed
 from orch_raft.limits import EngineOptions
 from orch_raft.log.files import Files
 from orch_raft.log.records import Entry, EntryKind, HardState
-from orch_raft.log.snapshots import SnapshotMeta
-from orch_raft.membership import Membership
+from orch_raft.membership import Membership, SnapshotMeta
 from orch_raft.storage import RecoveredState, Storage, open_storage
 
 _logger = logging.getLogger(__name__)

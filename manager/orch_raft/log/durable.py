@@ -1,6 +1,9 @@
 """The durable log: an ordered set of segments.
 
-`recover` reads it, `append` makes a batch durable, `release` removes what a snapshot has made needless.
+`recover` reads it, `append` makes entries durable, `release` removes what a snapshot has made needless.
+An entry at an index that was written before replaces that one and all after it: this is how a follower drops a
+suffix that conflicts with its leader's log (Raft paper, figure 2, AppendEntries 3). A received snapshot voids
+everything before its mark. Recovery replays both, so that it gives the exact state.
 Not safe for use by two threads at once; the engine calls it from one worker thread.
 """
 
@@ -15,7 +18,7 @@ from orch_raft.errors import DurabilityLost, LogCorrupt
 from orch_raft.limits import EngineOptions
 from orch_raft.log.files import Files
 from orch_raft.log.keys import Keyring
-from orch_raft.log.records import Batch, Entry, HardState, encoded_bytes
+from orch_raft.log.records import Batch, Entry, HardState, ReceivedMark, encoded_bytes
 from orch_raft.log.segment import (
     ASIDE_SUFFIX,
     HEADER_BYTES,
@@ -37,10 +40,12 @@ class RecoveredLog:
     Attributes:
         hard_state: the latest one.
         entries: in order, without gaps; the first may stand at or before the snapshot's index.
+        received: the latest snapshot that the log began anew after.
     """
 
     hard_state: HardState
     entries: tuple[Entry, ...]
+    received: ReceivedMark | None = None
 
 
 @dataclass(slots=True)
@@ -49,7 +54,22 @@ class _Kept:
 
     path: Path
     number: int
+    key_id: bytes
     last_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogContents:
+    """What the segments were found to hold, before anything is repaired.
+
+    Attributes:
+        names: every file in the folder.
+        received: the latest snapshot that the log began anew after.
+    """
+
+    names: tuple[str, ...]
+    segments: tuple[SegmentContents, ...]
+    received: ReceivedMark | None
 
 
 class DurableLog:
@@ -75,61 +95,132 @@ class DurableLog:
         """Segments on disk."""
         return len(self._kept)
 
-    def recover(self, snapshot_index: int) -> RecoveredLog:
-        """Read every segment, check them, and cut the torn tail of the last.
+    @property
+    def last_index(self) -> int:
+        """An upper bound of the index of every entry in the segments."""
+        return max((kept.last_index for kept in self._kept), default=0)
+
+    @property
+    def key_ids(self) -> frozenset[bytes]:
+        """The data keys that the segments need."""
+        return frozenset(kept.key_id for kept in self._kept)
+
+    def read(self) -> LogContents:
+        """Read every segment and check that none is missing. Changes nothing.
+
+        Raises:
+            LogCorrupt: an acknowledged record cannot be read.
+            DataKeyError: a key is missing.
+            DurabilityLost: the disk refused to be read.
+        """
+        try:
+            names = self._files.list(self._folder)
+            numbers = sorted(number for name in names if (number := segment_number(name)) is not None)
+            segments = tuple(
+                read_segment(self._files, self._folder / segment_name(number), self._keyring) for number in numbers
+            )
+        except OSError as error:
+            raise DurabilityLost(f"read the log in {self._folder}", error) from error
+        self._check_chain(segments)
+        marks = [batch.received for segment in segments for batch in segment.batches if batch.received is not None]
+        return LogContents(tuple(names), segments, marks[-1] if marks else None)
+
+    def recover(self, snapshot_index: int, contents: LogContents | None = None) -> RecoveredLog:
+        """Give what the segments hold, and cut the torn tail of the last.
 
         Nothing is changed before everything was checked.
 
         Args:
-            snapshot_index: index of the snapshot that the log goes on from.
+            snapshot_index: index of the snapshot that the log goes on from; 0 for a joiner that has none yet.
+            contents: what `read` found, when it was called already.
 
         Raises:
             LogCorrupt: an acknowledged record cannot be read, or entries are missing.
             DataKeyError: a key is missing.
             DurabilityLost: the disk refused to be read or repaired.
         """
+        contents = contents or self.read()
+        if not contents.segments and snapshot_index > FOUNDING_INDEX:
+            raise LogCorrupt(self._folder, 0, f"there is a snapshot at index {snapshot_index}, but no segment")
+        entries = self._collect(contents.segments, snapshot_index)
         try:
-            names = self._files.list(self._folder)
-            numbers = sorted(number for name in names if (number := segment_number(name)) is not None)
-            segments = [
-                read_segment(self._files, self._folder / segment_name(number), self._keyring) for number in numbers
-            ]
-            if not segments and snapshot_index > FOUNDING_INDEX:
-                raise LogCorrupt(self._folder, 0, f"there is a snapshot at index {snapshot_index}, but no segment")
-            self._check_chain(segments)
-            entries = self._collect(segments, snapshot_index)
-            self._repair(segments, names)
+            self._repair(contents.segments, contents.names)
         except OSError as error:
-            raise DurabilityLost(f"read the log in {self._folder}", error) from error
-        return RecoveredLog(self._hard_state, entries)
+            raise DurabilityLost(f"repair the log in {self._folder}", error) from error
+        return RecoveredLog(self._hard_state, entries, contents.received)
 
-    def append(self, entries: Sequence[Entry], hard_state: HardState | None = None) -> None:
-        """Make entries, and a changed hard state, durable with one write and one sync.
+    def append(
+        self, entries: Sequence[Entry], hard_state: HardState | None = None, received: ReceivedMark | None = None
+    ) -> None:
+        """Make entries, and a changed hard state, durable: one write and one sync for each full batch.
 
-        An entry at or before an index that was written already replaces that one and everything after it.
+        An entry at or before an index that was written already replaces that one and everything after it. A cut
+        between two batches leaves a prefix.
+
+        Args:
+            entries: in order, without gaps.
+            hard_state: when it has changed; it comes before the entries.
+            received: a snapshot that voids every entry so far; `entries` follow it.
 
         Raises:
             DurabilityLost: the disk refused; the log takes nothing any more.
         """
         if self._failed is not None:
             raise self._failed
-        started_s = time.monotonic()
         if hard_state is not None:
             self._hard_state = hard_state
-        batch = Batch(hard_state, tuple(entries))
+        first, rest = self._split(entries)
+        self._write(Batch(hard_state, first, received))
+        while rest:
+            first, rest = self._split(rest)
+            self._write(Batch(None, first))
+
+    def _split(self, entries: Sequence[Entry]) -> tuple[tuple[Entry, ...], Sequence[Entry]]:
+        """The entries of one batch, and the others."""
+        if len(entries) == 1:
+            return tuple(entries), ()
+        size_bytes = 0
+        for position, entry in enumerate(entries[: self._options.max_batch_entries]):
+            size_bytes += len(entry.data)
+            if position and size_bytes > self._options.max_batch_bytes:
+                return tuple(entries[:position]), entries[position:]
+        return tuple(entries[: self._options.max_batch_entries]), entries[self._options.max_batch_entries :]
+
+    def _write(self, batch: Batch) -> None:
+        started_s = time.monotonic()
         try:
             if self._writer is None or not self._writer.has_room(encoded_bytes(batch)):
                 self._roll()
                 # A segment must be understood without those before it, which may be removed.
-                batch = Batch(self._hard_state, batch.entries)
+                batch = Batch(self._hard_state, batch.entries, batch.received)
             assert self._writer is not None
             size_bytes = self._writer.append(batch)
         except OSError as error:
             self._failed = DurabilityLost(f"write to the log in {self._folder}", error)
             raise self._failed from error
-        if entries:
-            self._kept[-1].last_index = max(self._kept[-1].last_index, entries[-1].index)
-        self._observer.synced(time.monotonic() - started_s, len(entries), size_bytes)
+        if batch.received is not None:
+            for kept in self._kept:
+                kept.last_index = 0
+            self._kept[-1].last_index = batch.received.index
+        if batch.entries:
+            self._kept[-1].last_index = max(self._kept[-1].last_index, batch.entries[-1].index)
+        self._observer.synced(time.monotonic() - started_s, len(batch.entries), size_bytes)
+
+    def change_key(self, keyring: Keyring) -> None:
+        """Go on in a new segment, under the current key of another keyring, which also has the keys so far.
+
+        Raises:
+            DurabilityLost: the disk refused; the log takes nothing any more.
+        """
+        if self._failed is not None:
+            raise self._failed
+        self._keyring = keyring
+        try:
+            self._roll()
+        except OSError as error:
+            self._failed = DurabilityLost(f"write to the log in {self._folder}", error)
+            raise self._failed from error
+        self._write(Batch(self._hard_state, ()))
 
     def release(self, through_index: int) -> None:
         """Remove the segments that hold no entry after an index.
@@ -167,7 +258,7 @@ class DurableLog:
             sequence=self._next_sequence,
             size_bytes=self._options.segment_bytes,
         )
-        self._kept.append(_Kept(self._writer.path, self._next_number, 0))
+        self._kept.append(_Kept(self._writer.path, self._next_number, self._keyring.current_id, 0))
         self._next_number += 1
         self._observer.log_rolled(len(self._kept))
 
@@ -190,10 +281,15 @@ class DurableLog:
             last_index = 0
             for batch in segment.batches:
                 self._hard_state = batch.hard_state or self._hard_state
+                if batch.received is not None:
+                    entries.clear()
+                    last_index = batch.received.index
+                    for kept in self._kept:
+                        kept.last_index = 0
                 for entry in batch.entries:
-                    _place(entries, entry, snapshot_index, segment)
+                    _place(entries, entry, segment)
                     last_index = max(last_index, entry.index)
-            self._kept.append(_Kept(segment.path, segment.number, last_index))
+            self._kept.append(_Kept(segment.path, segment.number, segment.key_id, last_index))
         if entries and entries[0].index > snapshot_index + 1:
             raise LogCorrupt(
                 segments[0].path,
@@ -229,15 +325,12 @@ class DurableLog:
                 file.close()
 
 
-def _place(entries: list[Entry], entry: Entry, snapshot_index: int, segment: SegmentContents) -> None:
+def _place(entries: list[Entry], entry: Entry, segment: SegmentContents) -> None:
     """Put an entry where its index says, as the log did when it was written."""
     if entries and entry.index <= entries[-1].index:
         del entries[max(0, entry.index - entries[0].index) :]
     elif entries and entry.index > entries[-1].index + 1:
-        # A snapshot received from the leader may reach past the end of the log, which then goes on after it.
-        if entry.index > snapshot_index + 1:
-            raise LogCorrupt(
-                segment.path, HEADER_BYTES, f"entries {entries[-1].index + 1} to {entry.index - 1} are missing in it"
-            )
-        entries.clear()
+        raise LogCorrupt(
+            segment.path, HEADER_BYTES, f"entries {entries[-1].index + 1} to {entry.index - 1} are missing in it"
+        )
     entries.append(entry)

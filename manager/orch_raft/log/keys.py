@@ -1,7 +1,7 @@
 """The data keys that encrypt the log and the snapshots at rest.
 
-A key file is readable by its owner alone and holds one key a line: `<key id> <64 hex digits>`. The last
-one encrypts; the others only decrypt what was written before a rotation. Each file that is encrypted has a
+In text there is one key a line: `<key id> <64 hex digits>`. The last one encrypts; the others only decrypt what
+was written before a rotation. Each file that is encrypted has a
 key of its own, derived (HKDF, RFC 5869) from the data key and a random salt in that file's header, so that
 a counter can serve as the nonce and never repeats.
 """
@@ -16,7 +16,6 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from orch_raft.errors import DataKeyError
-from orch_raft.log.files import Files
 
 KEY_BYTES = 32
 KEY_ID_BYTES = 8
@@ -39,6 +38,21 @@ class Keyring:
         """A keyring with one new random key."""
         key_id = secrets.token_bytes(KEY_ID_BYTES)
         return cls(key_id, {key_id: secrets.token_bytes(KEY_BYTES)})
+
+    @property
+    def key_ids(self) -> frozenset[bytes]:
+        """The ids of all keys."""
+        return frozenset(self._keys)
+
+    def with_new_key(self) -> "Keyring":
+        """The same keys and a new random one, which encrypts."""
+        key_id = secrets.token_bytes(KEY_ID_BYTES)
+        return Keyring(key_id, {**self._keys, key_id: secrets.token_bytes(KEY_BYTES)})
+
+    def reduced_to(self, key_ids: frozenset[bytes]) -> "Keyring":
+        """Without the keys that are neither among `key_ids` nor the current one."""
+        kept = {key_id: key for key_id, key in self._keys.items() if key_id in key_ids or key_id == self.current_id}
+        return Keyring(self.current_id, kept)
 
     @classmethod
     def parse(cls, text: str, source: Path) -> "Keyring":
@@ -90,50 +104,6 @@ class Keyring:
                 f"put back the key file that belongs to this state folder"
             )
         return AESGCM(HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=salt, info=purpose).derive(key))
-
-
-def create_key_file(files: Files, path: Path) -> Keyring:
-    """Make a new data key and its file, synced.
-
-    Raises:
-        OSError: the disk refused.
-    """
-    keyring = Keyring.generate()
-    aside = path.with_suffix(".tmp")
-    if aside.name in files.list(path.parent):
-        files.remove(aside)
-    file = files.create(aside)
-    try:
-        file.write(0, keyring.format().encode())
-        file.sync_data()
-    finally:
-        file.close()
-    files.rename(aside, path)
-    files.sync_folder(path.parent)
-    return keyring
-
-
-def read_key_file(files: Files, path: Path) -> Keyring:
-    """Read the data keys.
-
-    Raises:
-        DataKeyError: the file is missing, unreadable, open to others, or not a key file.
-    """
-    try:
-        text = files.read(path).decode()
-        others_may_read = files.mode(path) & 0o077
-    except FileNotFoundError as error:
-        raise DataKeyError(
-            f"cannot decrypt the state folder: the key file {path} is missing; put it back from a backup"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataKeyError(f"cannot read the key file {path}: {error}; check its owner and mode") from error
-    if others_may_read:
-        raise DataKeyError(
-            f"will not use the key file {path}: others than its owner may read it; run `chmod 600 {path}`, "
-            f"and rotate the key if they may have read it"
-        )
-    return Keyring.parse(text, path)
 
 
 def new_salt() -> bytes:

@@ -1,7 +1,8 @@
-"""What the log holds: the hard state and the entries, and their form inside a frame.
+"""What the log holds: the hard state, the entries and marks of received snapshots, and their form inside a frame.
 
 A batch is what is written and synced together. The hard state stands before the entries in it, so that
-no reader of a prefix sees an entry of a term it does not know of.
+no reader of a prefix sees an entry of a term it does not know of. A mark stands between the two: it discards every
+entry before it.
 """
 
 import struct
@@ -10,8 +11,10 @@ from enum import IntEnum
 
 _HARD_STATE = struct.Struct(">BQQQ")
 _ENTRY = struct.Struct(">BQQBI")
+_RECEIVED = struct.Struct(">BQQ")
 _TAG_HARD_STATE = 1
 _TAG_ENTRY = 2
+_TAG_RECEIVED = 3
 
 
 class EntryKind(IntEnum):
@@ -49,11 +52,24 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class ReceivedMark:
+    """Says that the log begins anew after a snapshot that the leader sent; entries written before are void.
+
+    It is the moment at which the snapshot counts: the snapshot lies synced beside the others by then, and gets its
+    name after.
+    """
+
+    index: int
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What is written with one sync."""
 
     hard_state: HardState | None
     entries: tuple[Entry, ...]
+    received: ReceivedMark | None = None
 
 
 class BatchFormatError(ValueError):
@@ -65,6 +81,8 @@ def encode_batch(batch: Batch) -> bytes:
     parts: list[bytes] = []
     if (state := batch.hard_state) is not None:
         parts.append(_HARD_STATE.pack(_TAG_HARD_STATE, state.term, state.vote, state.commit))
+    if (mark := batch.received) is not None:
+        parts.append(_RECEIVED.pack(_TAG_RECEIVED, mark.index, mark.term))
     for entry in batch.entries:
         parts.append(_ENTRY.pack(_TAG_ENTRY, entry.index, entry.term, entry.kind, len(entry.data)))
         parts.append(entry.data)
@@ -78,15 +96,20 @@ def decode_batch(plain: bytes) -> Batch:
         BatchFormatError: they are not one.
     """
     hard_state: HardState | None = None
+    received: ReceivedMark | None = None
     entries: list[Entry] = []
     offset = 0
     try:
         while offset < len(plain):
             tag = plain[offset]
-            if tag == _TAG_HARD_STATE and hard_state is None and not entries:
+            if tag == _TAG_HARD_STATE and hard_state is None and received is None and not entries:
                 _, term, vote, commit = _HARD_STATE.unpack_from(plain, offset)
                 hard_state = HardState(term, vote, commit)
                 offset += _HARD_STATE.size
+            elif tag == _TAG_RECEIVED and received is None and not entries:
+                _, index, term = _RECEIVED.unpack_from(plain, offset)
+                received = ReceivedMark(index, term)
+                offset += _RECEIVED.size
             elif tag == _TAG_ENTRY:
                 _, index, term, kind, size = _ENTRY.unpack_from(plain, offset)
                 offset += _ENTRY.size
@@ -99,9 +122,9 @@ def decode_batch(plain: bytes) -> Batch:
                 raise BatchFormatError(f"unexpected record of type {tag}")
     except (struct.error, ValueError) as error:
         raise BatchFormatError(str(error)) from error
-    return Batch(hard_state, tuple(entries))
+    return Batch(hard_state, tuple(entries), received)
 
 
 def encoded_bytes(batch: Batch) -> int:
-    """An upper bound of the size of `encode_batch`, hard state included."""
-    return _HARD_STATE.size + sum(_ENTRY.size + len(entry.data) for entry in batch.entries)
+    """An upper bound of the size of `encode_batch`, hard state and mark included."""
+    return _HARD_STATE.size + _RECEIVED.size + sum(_ENTRY.size + len(entry.data) for entry in batch.entries)

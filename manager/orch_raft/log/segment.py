@@ -55,6 +55,7 @@ class SegmentContents:
 
     path: Path
     number: int
+    key_id: bytes
     first_sequence: int
     batches: tuple[Batch, ...]
     end_offset: int
@@ -106,7 +107,9 @@ def read_segment(files: Files, path: Path, keyring: Keyring) -> SegmentContents:
     if found.fault is Fault.TORN and (later := codec.find_good_after(raw, offset)) is not None:
         raise LogCorrupt(path, offset, f"the record {found.why}, but a good one follows at byte {later}")
     torn = found.fault is Fault.TORN
-    return SegmentContents(path, header.number, header.first_sequence, tuple(batches), offset, len(raw), torn)
+    return SegmentContents(
+        path, header.number, header.key_id, header.first_sequence, tuple(batches), offset, len(raw), torn
+    )
 
 
 def _read_header(raw: bytes, path: Path) -> _Header:

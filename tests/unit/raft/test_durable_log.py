@@ -10,7 +10,7 @@ from orch_raft.errors import DataKeyError, DurabilityLost, LogCorrupt
 from orch_raft.limits import EngineOptions
 from orch_raft.log.durable import DurableLog
 from orch_raft.log.keys import Keyring
-from orch_raft.log.records import Entry, EntryKind, HardState
+from orch_raft.log.records import Entry, EntryKind, HardState, ReceivedMark
 from unit.raft.simulated_disk import PowerLossError, SimulatedDisk
 
 FOLDER = Path("/log")
@@ -327,16 +327,149 @@ def test_a_later_entry_replaces_those_from_its_index_on() -> None:
     assert make_log(disk).recover(1).entries == (entry(2), entry(3, term=2))
 
 
-def test_a_log_may_go_on_after_a_received_snapshot() -> None:
-    """Entries before a gap that the snapshot covers are dropped; a gap that it does not cover is refused."""
+def test_a_received_snapshot_voids_every_entry_before_it() -> None:
+    """After the mark of a received snapshot nothing written before it comes back, also what lies beyond its index."""
+    disk = make_disk()
+    log = make_log(disk)
+    log.recover(1)
+    log.append([entry(index) for index in range(2, 7)], HardState(1, 7, 1))
+    log.append([], HardState(3, 0, 4), ReceivedMark(4, 2))
+    recovered = make_log(disk).recover(4)
+    assert recovered.entries == ()
+    assert recovered.received == ReceivedMark(4, 2)
+    assert recovered.hard_state == HardState(3, 0, 4)
+    log.append([entry(5, term=3)])
+    assert make_log(disk).recover(4).entries == (entry(5, term=3),)
+
+
+def test_a_gap_is_refused() -> None:
+    """Entries that are missing between two that are there are noticed and named."""
     disk = make_disk()
     log = make_log(disk)
     log.recover(1)
     log.append([entry(2), entry(3)], HardState(1, 7, 1))
     log.append([entry(90)])
-    assert make_log(disk).recover(89).entries == (entry(90),)
     with pytest.raises(LogCorrupt, match="entries 4 to 89 are missing"):
         make_log(disk).recover(3)
+
+
+def test_a_large_append_is_split_into_batches() -> None:
+    """Entries that are more than one batch may hold are written as several, and are recovered whole and in order."""
+    disk = make_disk()
+    log = make_log(disk)
+    log.recover(1)
+    entries = tuple(entry(2 + number, size=1500) for number in range(50))
+    log.append(entries, HardState(1, 7, 1))
+    assert disk.operations.count("sync") > 15
+    assert make_log(disk).recover(1).entries == entries
+
+
+class FollowerWriter:
+    """Writes what a follower's log meets: batches, conflicting suffixes that are replaced, received snapshots.
+
+    `states` has the exact state, (snapshot index, entries, hard state), after every append, the first being empty.
+    """
+
+    def __init__(self) -> None:
+        self.states: list[tuple[int, tuple[Entry, ...], HardState]] = [(1, (), HardState())]
+        self.acknowledged = 0
+
+    def write(self, log: DurableLog, seed: int, appends: int = 25) -> None:
+        rng = random.Random(seed)
+        for number in range(appends):
+            base, entries, hard_state = self.states[-1]
+            last_index = entries[-1].index if entries else base
+            term = hard_state.term
+            kind = rng.choice(("append", "append", "replace", "receive")) if number else "append"
+            mark = None
+            changed = None
+            if kind != "append" or number == 0:
+                term += 1
+                changed = HardState(term, rng.randrange(4), base)
+            if kind == "replace" and entries:
+                keep = rng.randrange(len(entries))
+                last_index = base + keep
+                entries = entries[:keep]
+            elif kind == "receive":
+                base = last_index + rng.randint(-len(entries) // 2, 5)
+                base = max(base, self.states[-1][0] + 1)
+                mark, entries, last_index = ReceivedMark(base, term), (), base
+            count = rng.randint(0 if changed else 1, 3)
+            new = [entry(last_index + n, term, rng.choice((0, 30, 600))) for n in range(1, count + 1)]
+            if kind == "replace" and not new:
+                new = [entry(last_index + 1, term)]
+            self.states.append((base, (*entries, *new), changed or hard_state))
+            log.append(new, changed, mark)
+            self.acknowledged = len(self.states) - 1
+
+    def check(self, disk: SimulatedDisk, *, at_least: int | None = None) -> HardState:
+        """What is recovered is one of the states, with all that was acknowledged."""
+        log = make_log(disk)
+        contents = log.read()
+        snapshot_index = contents.received.index if contents.received else 1
+        recovered = log.recover(snapshot_index, contents)
+        found = (snapshot_index, recovered.entries, recovered.hard_state)
+        first = self.acknowledged if at_least is None else at_least
+        assert found in self.states[first:], f"not a state after append {first}"
+        return recovered.hard_state
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_power_loss_in_a_followers_log_leaves_an_exact_state(seed: int) -> None:
+    """Whatever operation power is lost in while suffixes are replaced and snapshots received, the state is exact."""
+    disk, writer = make_disk(), FollowerWriter()
+    log = make_log(disk)
+    log.recover(1)
+    writer.write(log, seed)
+    assert len({base for base, _, _ in writer.states}) > 3
+    for at in range(1, len(disk.operations) + 1):
+        dying, writer = make_disk(power_loss_at=at), FollowerWriter()
+        log = make_log(dying)
+        log.recover(1)
+        with pytest.raises(PowerLossError):
+            writer.write(log, seed)
+        for retry in range(4):
+            writer.check(dying.after_power_loss(random.Random(f"{at} {retry}")))
+
+
+def follower_segment() -> tuple[SimulatedDisk, Path, FollowerWriter]:
+    """One segment with replaced suffixes and a received snapshot."""
+    disk, writer = make_disk(), FollowerWriter()
+    log = make_log(disk)
+    log.recover(1)
+    writer.write(log, seed=5, appends=9)
+    names = disk.list(FOLDER)
+    assert len(names) == 1
+    assert any(base > 1 for base, _, _ in writer.states)
+    return disk, FOLDER / names[0], writer
+
+
+def test_every_cut_of_a_followers_log_recovers_an_exact_state() -> None:
+    """Wherever a log with replaced suffixes and marks is cut, the state after some append comes back, exactly."""
+    disk, path, writer = follower_segment()
+    whole = bytes(disk.inode(path).content)
+    found = set()
+    for cut in range(64, len(whole.rstrip(b"\0")) + 1):
+        damaged = make_disk()
+        damaged.create(path)
+        damaged.inode(path).content[:] = whole[:cut] + bytes(len(whole) - cut)
+        found.add(writer.check(damaged, at_least=0))
+    assert len(found) > 3
+
+
+def test_no_flipped_bit_of_a_followers_log_passes() -> None:
+    """Any flipped bit of a log with replaced suffixes and marks is refused by file and place."""
+    disk, path, _ = follower_segment()
+    whole = bytes(disk.inode(path).content)
+    for bit in range(0, len(whole.rstrip(b"\0")) * 8, 3):
+        damaged = make_disk()
+        damaged.create(path)
+        content = damaged.inode(path).content
+        content[:] = whole
+        content[bit // 8] ^= 1 << bit % 8
+        with pytest.raises((LogCorrupt, DataKeyError)) as caught:
+            make_log(damaged).read()
+        assert str(path) in str(caught.value), f"bit {bit}"
 
 
 def test_release_keeps_every_entry_after_the_index() -> None:

@@ -398,7 +398,7 @@ def test_a_lost_snapshot_is_not_taken_for_an_empty_folder(bench: Bench) -> None:
         await engine.stop()
         for path in (bench.folder / "snapshots").iterdir():
             path.unlink()
-        with pytest.raises(SnapshotCorrupt, match="there is a log, but no snapshot"):
+        with pytest.raises(SnapshotCorrupt, match="had a snapshot, and there is none"):
             await bench.engine().start()
 
     run(body)

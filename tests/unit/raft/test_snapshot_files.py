@@ -9,8 +9,8 @@ import pytest
 from orch_raft.engine import Member, SnapshotWriter, Suffrage
 from orch_raft.errors import DataKeyError, DurabilityLost, SnapshotCorrupt
 from orch_raft.log.keys import Keyring
-from orch_raft.log.snapshots import SnapshotFolder, SnapshotMeta
-from orch_raft.membership import Membership
+from orch_raft.log.snapshots import SnapshotFolder
+from orch_raft.membership import Membership, SnapshotMeta
 from unit.raft.simulated_disk import PowerLossError, SimulatedDisk
 
 FOLDER = Path("/snapshots")
