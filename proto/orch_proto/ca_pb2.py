@@ -26,31 +26,43 @@ from orch_proto import objects_pb2 as orch__proto_dot_objects__pb2
 from orch_proto import specs_pb2 as orch__proto_dot_specs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13orch_proto/ca.proto\x12\x07orch.v1\x1a\x18orch_proto/objects.proto\x1a\x16orch_proto/specs.proto\"+\n\x19GetRootCertificateRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"5\n\x1aGetRootCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\"n\n\x1bIssueNodeCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\x12\r\n\x05token\x18\x02 \x01(\t\x12/\n\x0c\x61vailability\x18\x03 \x01(\x0e\x32\x19.orch.v1.NodeAvailability\"P\n\x1cIssueNodeCertificateResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x1f\n\x04role\x18\x02 \x01(\x0e\x32\x11.orch.v1.NodeRole\"/\n\x1cNodeCertificateStatusRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"`\n\x1dNodeCertificateStatusResponse\x12-\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32\x18.orch.v1.NodeCertificate\x12\x10\n\x08root_pem\x18\x02 \x01(\x0c\"\x88\x01\n\x1bIssueUserCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x1f\n\x04role\x18\x03 \x01(\x0e\x32\x11.orch.v1.UserRole\x12\x14\n\x0cstack_prefix\x18\x04 \x01(\t\x12\x13\n\x0blifetime_ms\x18\x05 \x01(\x03\"d\n\x1cIssueUserCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x10\n\x08root_pem\x18\x02 \x01(\x0c\x12\x19\n\x11not_after_unix_ms\x18\x03 \x01(\x03*d\n\x08UserRole\x12\x19\n\x15USER_ROLE_UNSPECIFIED\x10\x00\x12\x12\n\x0eUSER_ROLE_READ\x10\x01\x12\x14\n\x10USER_ROLE_DEPLOY\x10\x02\x12\x13\n\x0fUSER_ROLE_ADMIN\x10\x03\x32\x95\x03\n\x02\x43\x41\x12]\n\x12GetRootCertificate\x12\".orch.v1.GetRootCertificateRequest\x1a#.orch.v1.GetRootCertificateResponse\x12\x63\n\x14IssueNodeCertificate\x12$.orch.v1.IssueNodeCertificateRequest\x1a%.orch.v1.IssueNodeCertificateResponse\x12\x66\n\x15NodeCertificateStatus\x12%.orch.v1.NodeCertificateStatusRequest\x1a&.orch.v1.NodeCertificateStatusResponse\x12\x63\n\x14IssueUserCertificate\x12$.orch.v1.IssueUserCertificateRequest\x1a%.orch.v1.IssueUserCertificateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13orch_proto/ca.proto\x12\x07orch.v1\x1a\x18orch_proto/objects.proto\x1a\x16orch_proto/specs.proto\"+\n\x19GetRootCertificateRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"5\n\x1aGetRootCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\"\xa2\x01\n\x1bIssueNodeCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\x12\r\n\x05token\x18\x02 \x01(\t\x12/\n\x0c\x61vailability\x18\x03 \x01(\x0e\x32\x19.orch.v1.NodeAvailability\x12 \n\x18previous_certificate_pem\x18\x04 \x01(\x0c\x12\x10\n\x08hostname\x18\x05 \x01(\t\"\xc6\x01\n\x1cIssueNodeCertificateResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x1f\n\x04role\x18\x02 \x01(\x0e\x32\x11.orch.v1.NodeRole\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x03 \x01(\x0c\x12\x11\n\troots_pem\x18\x04 \x01(\x0c\x12\x12\n\ncluster_id\x18\x05 \x01(\t\x12\x19\n\x11not_after_unix_ms\x18\x06 \x01(\x03\x12\x19\n\x11manager_addresses\x18\x07 \x03(\t\"/\n\x1cNodeCertificateStatusRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"`\n\x1dNodeCertificateStatusResponse\x12-\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0b\x32\x18.orch.v1.NodeCertificate\x12\x10\n\x08root_pem\x18\x02 \x01(\x0c\"\x88\x01\n\x1bIssueUserCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x1f\n\x04role\x18\x03 \x01(\x0e\x32\x11.orch.v1.UserRole\x12\x14\n\x0cstack_prefix\x18\x04 \x01(\t\x12\x13\n\x0blifetime_ms\x18\x05 \x01(\x03\"d\n\x1cIssueUserCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x10\n\x08root_pem\x18\x02 \x01(\x0c\x12\x19\n\x11not_after_unix_ms\x18\x03 \x01(\x03\"B\n\x11JoinTokensRequest\x12\x15\n\rrotate_worker\x18\x01 \x01(\x08\x12\x16\n\x0erotate_manager\x18\x02 \x01(\x08\"P\n\x12JoinTokensResponse\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0f\n\x07manager\x18\x02 \x01(\t\x12\x19\n\x11manager_addresses\x18\x03 \x03(\t\"\x13\n\x11RotateRootRequest\"\x13\n\x11RootStatusRequest\"\xcb\x01\n\x12RootStatusResponse\x12!\n\x05phase\x18\x01 \x01(\x0e\x32\x12.orch.v1.RootPhase\x12\x11\n\troots_pem\x18\x02 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\r\n\x05nodes\x18\x04 \x01(\r\x12\x12\n\nnodes_done\x18\x05 \x01(\r\x12\x15\n\rnodes_waiting\x18\x06 \x03(\t\x12\x1a\n\x12started_at_unix_ms\x18\x07 \x01(\x03\x12\x19\n\x11not_after_unix_ms\x18\x08 \x01(\x03*d\n\x08UserRole\x12\x19\n\x15USER_ROLE_UNSPECIFIED\x10\x00\x12\x12\n\x0eUSER_ROLE_READ\x10\x01\x12\x14\n\x10USER_ROLE_DEPLOY\x10\x02\x12\x13\n\x0fUSER_ROLE_ADMIN\x10\x03*p\n\tRootPhase\x12\x1a\n\x16ROOT_PHASE_UNSPECIFIED\x10\x00\x12\x15\n\x11ROOT_PHASE_STEADY\x10\x01\x12\x17\n\x13ROOT_PHASE_RENEWING\x10\x02\x12\x17\n\x13ROOT_PHASE_DROPPING\x10\x03\x32\xea\x04\n\x02\x43\x41\x12]\n\x12GetRootCertificate\x12\".orch.v1.GetRootCertificateRequest\x1a#.orch.v1.GetRootCertificateResponse\x12\x63\n\x14IssueNodeCertificate\x12$.orch.v1.IssueNodeCertificateRequest\x1a%.orch.v1.IssueNodeCertificateResponse\x12\x66\n\x15NodeCertificateStatus\x12%.orch.v1.NodeCertificateStatusRequest\x1a&.orch.v1.NodeCertificateStatusResponse\x12\x63\n\x14IssueUserCertificate\x12$.orch.v1.IssueUserCertificateRequest\x1a%.orch.v1.IssueUserCertificateResponse\x12\x45\n\nJoinTokens\x12\x1a.orch.v1.JoinTokensRequest\x1a\x1b.orch.v1.JoinTokensResponse\x12\x45\n\nRotateRoot\x12\x1a.orch.v1.RotateRootRequest\x1a\x1b.orch.v1.RootStatusResponse\x12\x45\n\nRootStatus\x12\x1a.orch.v1.RootStatusRequest\x1a\x1b.orch.v1.RootStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'orch_proto.ca_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_USERROLE']._serialized_start=764
-  _globals['_USERROLE']._serialized_end=864
+  _globals['_USERROLE']._serialized_start=1334
+  _globals['_USERROLE']._serialized_end=1434
+  _globals['_ROOTPHASE']._serialized_start=1436
+  _globals['_ROOTPHASE']._serialized_end=1548
   _globals['_GETROOTCERTIFICATEREQUEST']._serialized_start=82
   _globals['_GETROOTCERTIFICATEREQUEST']._serialized_end=125
   _globals['_GETROOTCERTIFICATERESPONSE']._serialized_start=127
   _globals['_GETROOTCERTIFICATERESPONSE']._serialized_end=180
-  _globals['_ISSUENODECERTIFICATEREQUEST']._serialized_start=182
-  _globals['_ISSUENODECERTIFICATEREQUEST']._serialized_end=292
-  _globals['_ISSUENODECERTIFICATERESPONSE']._serialized_start=294
-  _globals['_ISSUENODECERTIFICATERESPONSE']._serialized_end=374
-  _globals['_NODECERTIFICATESTATUSREQUEST']._serialized_start=376
-  _globals['_NODECERTIFICATESTATUSREQUEST']._serialized_end=423
-  _globals['_NODECERTIFICATESTATUSRESPONSE']._serialized_start=425
-  _globals['_NODECERTIFICATESTATUSRESPONSE']._serialized_end=521
-  _globals['_ISSUEUSERCERTIFICATEREQUEST']._serialized_start=524
-  _globals['_ISSUEUSERCERTIFICATEREQUEST']._serialized_end=660
-  _globals['_ISSUEUSERCERTIFICATERESPONSE']._serialized_start=662
-  _globals['_ISSUEUSERCERTIFICATERESPONSE']._serialized_end=762
-  _globals['_CA']._serialized_start=867
-  _globals['_CA']._serialized_end=1272
+  _globals['_ISSUENODECERTIFICATEREQUEST']._serialized_start=183
+  _globals['_ISSUENODECERTIFICATEREQUEST']._serialized_end=345
+  _globals['_ISSUENODECERTIFICATERESPONSE']._serialized_start=348
+  _globals['_ISSUENODECERTIFICATERESPONSE']._serialized_end=546
+  _globals['_NODECERTIFICATESTATUSREQUEST']._serialized_start=548
+  _globals['_NODECERTIFICATESTATUSREQUEST']._serialized_end=595
+  _globals['_NODECERTIFICATESTATUSRESPONSE']._serialized_start=597
+  _globals['_NODECERTIFICATESTATUSRESPONSE']._serialized_end=693
+  _globals['_ISSUEUSERCERTIFICATEREQUEST']._serialized_start=696
+  _globals['_ISSUEUSERCERTIFICATEREQUEST']._serialized_end=832
+  _globals['_ISSUEUSERCERTIFICATERESPONSE']._serialized_start=834
+  _globals['_ISSUEUSERCERTIFICATERESPONSE']._serialized_end=934
+  _globals['_JOINTOKENSREQUEST']._serialized_start=936
+  _globals['_JOINTOKENSREQUEST']._serialized_end=1002
+  _globals['_JOINTOKENSRESPONSE']._serialized_start=1004
+  _globals['_JOINTOKENSRESPONSE']._serialized_end=1084
+  _globals['_ROTATEROOTREQUEST']._serialized_start=1086
+  _globals['_ROTATEROOTREQUEST']._serialized_end=1105
+  _globals['_ROOTSTATUSREQUEST']._serialized_start=1107
+  _globals['_ROOTSTATUSREQUEST']._serialized_end=1126
+  _globals['_ROOTSTATUSRESPONSE']._serialized_start=1129
+  _globals['_ROOTSTATUSRESPONSE']._serialized_end=1332
+  _globals['_CA']._serialized_start=1551
+  _globals['_CA']._serialized_end=2169
 # @@protoc_insertion_point(module_scope)

@@ -3,8 +3,10 @@
 isort:skip_file
 Between a node and a manager: certificates."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from orch_proto import objects_pb2 as _objects_pb2
 from orch_proto import specs_pb2 as _specs_pb2
@@ -37,6 +39,31 @@ USER_ROLE_READ: UserRole.ValueType  # 1
 USER_ROLE_DEPLOY: UserRole.ValueType  # 2
 USER_ROLE_ADMIN: UserRole.ValueType  # 3
 Global___UserRole: _TypeAlias = UserRole  # noqa: Y015
+
+class _RootPhase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RootPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RootPhase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROOT_PHASE_UNSPECIFIED: _RootPhase.ValueType  # 0
+    ROOT_PHASE_STEADY: _RootPhase.ValueType  # 1
+    """one root"""
+    ROOT_PHASE_RENEWING: _RootPhase.ValueType  # 2
+    """both roots are trusted, nodes get certificates of the new one"""
+    ROOT_PHASE_DROPPING: _RootPhase.ValueType  # 3
+    """every node has one; nodes learn to trust the new root alone"""
+
+class RootPhase(_RootPhase, metaclass=_RootPhaseEnumTypeWrapper): ...
+
+ROOT_PHASE_UNSPECIFIED: RootPhase.ValueType  # 0
+ROOT_PHASE_STEADY: RootPhase.ValueType  # 1
+"""one root"""
+ROOT_PHASE_RENEWING: RootPhase.ValueType  # 2
+"""both roots are trusted, nodes get certificates of the new one"""
+ROOT_PHASE_DROPPING: RootPhase.ValueType  # 3
+"""every node has one; nodes learn to trust the new root alone"""
+Global___RootPhase: _TypeAlias = RootPhase  # noqa: Y015
 
 @_typing.final
 class GetRootCertificateRequest(_message.Message):
@@ -83,19 +110,28 @@ class IssueNodeCertificateRequest(_message.Message):
     CSR_PEM_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
     AVAILABILITY_FIELD_NUMBER: _builtins.int
+    PREVIOUS_CERTIFICATE_PEM_FIELD_NUMBER: _builtins.int
+    HOSTNAME_FIELD_NUMBER: _builtins.int
     csr_pem: _builtins.bytes
     token: _builtins.str
     availability: _specs_pb2.NodeAvailability.ValueType
+    previous_certificate_pem: _builtins.bytes
+    """Of a node that joins again: its certificate, which may have expired. The request must be signed with its key; the node
+    keeps its id.
+    """
+    hostname: _builtins.str
     def __init__(
         self,
         *,
         csr_pem: _builtins.bytes = ...,
         token: _builtins.str = ...,
         availability: _specs_pb2.NodeAvailability.ValueType = ...,
+        previous_certificate_pem: _builtins.bytes = ...,
+        hostname: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability", b"availability", "csr_pem", b"csr_pem", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability", b"availability", "csr_pem", b"csr_pem", "hostname", b"hostname", "previous_certificate_pem", b"previous_certificate_pem", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -107,17 +143,37 @@ class IssueNodeCertificateResponse(_message.Message):
 
     NODE_ID_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_PEM_FIELD_NUMBER: _builtins.int
+    ROOTS_PEM_FIELD_NUMBER: _builtins.int
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_UNIX_MS_FIELD_NUMBER: _builtins.int
+    MANAGER_ADDRESSES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     role: _specs_pb2.NodeRole.ValueType
+    certificate_pem: _builtins.bytes
+    """The certificate, and under a rotation what links it to the root before."""
+    roots_pem: _builtins.bytes
+    """Every root to trust."""
+    cluster_id: _builtins.str
+    not_after_unix_ms: _builtins.int
+    @_builtins.property
+    def manager_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Managers that can be reached: "10.0.0.5:2377"."""
+
     def __init__(
         self,
         *,
         node_id: _builtins.str = ...,
         role: _specs_pb2.NodeRole.ValueType = ...,
+        certificate_pem: _builtins.bytes = ...,
+        roots_pem: _builtins.bytes = ...,
+        cluster_id: _builtins.str = ...,
+        not_after_unix_ms: _builtins.int = ...,
+        manager_addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_pem", b"certificate_pem", "cluster_id", b"cluster_id", "manager_addresses", b"manager_addresses", "node_id", b"node_id", "not_after_unix_ms", b"not_after_unix_ms", "role", b"role", "roots_pem", b"roots_pem"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -149,6 +205,7 @@ class NodeCertificateStatusResponse(_message.Message):
     CERTIFICATE_FIELD_NUMBER: _builtins.int
     ROOT_PEM_FIELD_NUMBER: _builtins.int
     root_pem: _builtins.bytes
+    """Every root to trust."""
     @_builtins.property
     def certificate(self) -> _objects_pb2.NodeCertificate: ...
     def __init__(
@@ -221,3 +278,129 @@ class IssueUserCertificateResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___IssueUserCertificateResponse: _TypeAlias = IssueUserCertificateResponse  # noqa: Y015
+
+@_typing.final
+class JoinTokensRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROTATE_WORKER_FIELD_NUMBER: _builtins.int
+    ROTATE_MANAGER_FIELD_NUMBER: _builtins.int
+    rotate_worker: _builtins.bool
+    rotate_manager: _builtins.bool
+    def __init__(
+        self,
+        *,
+        rotate_worker: _builtins.bool = ...,
+        rotate_manager: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rotate_manager", b"rotate_manager", "rotate_worker", b"rotate_worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinTokensRequest: _TypeAlias = JoinTokensRequest  # noqa: Y015
+
+@_typing.final
+class JoinTokensResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    MANAGER_FIELD_NUMBER: _builtins.int
+    MANAGER_ADDRESSES_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    manager: _builtins.str
+    @_builtins.property
+    def manager_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Managers that can be reached: "10.0.0.5:2377"."""
+
+    def __init__(
+        self,
+        *,
+        worker: _builtins.str = ...,
+        manager: _builtins.str = ...,
+        manager_addresses: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["manager", b"manager", "manager_addresses", b"manager_addresses", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinTokensResponse: _TypeAlias = JoinTokensResponse  # noqa: Y015
+
+@_typing.final
+class RotateRootRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateRootRequest: _TypeAlias = RotateRootRequest  # noqa: Y015
+
+@_typing.final
+class RootStatusRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RootStatusRequest: _TypeAlias = RootStatusRequest  # noqa: Y015
+
+@_typing.final
+class RootStatusResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    ROOTS_PEM_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    NODES_DONE_FIELD_NUMBER: _builtins.int
+    NODES_WAITING_FIELD_NUMBER: _builtins.int
+    STARTED_AT_UNIX_MS_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_UNIX_MS_FIELD_NUMBER: _builtins.int
+    phase: Global___RootPhase.ValueType
+    roots_pem: _builtins.bytes
+    """Every root that is trusted now; during a rotation the old one and the new one."""
+    digest: _builtins.str
+    """Of the root that signs, as it stands in join tokens."""
+    nodes: _builtins.int
+    nodes_done: _builtins.int
+    """Nodes that have done what this phase asks of them."""
+    started_at_unix_ms: _builtins.int
+    not_after_unix_ms: _builtins.int
+    @_builtins.property
+    def nodes_waiting(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of those that have not."""
+
+    def __init__(
+        self,
+        *,
+        phase: Global___RootPhase.ValueType = ...,
+        roots_pem: _builtins.bytes = ...,
+        digest: _builtins.str = ...,
+        nodes: _builtins.int = ...,
+        nodes_done: _builtins.int = ...,
+        nodes_waiting: _abc.Iterable[_builtins.str] | None = ...,
+        started_at_unix_ms: _builtins.int = ...,
+        not_after_unix_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "nodes", b"nodes", "nodes_done", b"nodes_done", "nodes_waiting", b"nodes_waiting", "not_after_unix_ms", b"not_after_unix_ms", "phase", b"phase", "roots_pem", b"roots_pem", "started_at_unix_ms", b"started_at_unix_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RootStatusResponse: _TypeAlias = RootStatusResponse  # noqa: Y015

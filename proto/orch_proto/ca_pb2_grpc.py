@@ -54,6 +54,21 @@ class CAStub:
                 request_serializer=orch__proto_dot_ca__pb2.IssueUserCertificateRequest.SerializeToString,
                 response_deserializer=orch__proto_dot_ca__pb2.IssueUserCertificateResponse.FromString,
                 _registered_method=True)
+        self.JoinTokens = channel.unary_unary(
+                '/orch.v1.CA/JoinTokens',
+                request_serializer=orch__proto_dot_ca__pb2.JoinTokensRequest.SerializeToString,
+                response_deserializer=orch__proto_dot_ca__pb2.JoinTokensResponse.FromString,
+                _registered_method=True)
+        self.RotateRoot = channel.unary_unary(
+                '/orch.v1.CA/RotateRoot',
+                request_serializer=orch__proto_dot_ca__pb2.RotateRootRequest.SerializeToString,
+                response_deserializer=orch__proto_dot_ca__pb2.RootStatusResponse.FromString,
+                _registered_method=True)
+        self.RootStatus = channel.unary_unary(
+                '/orch.v1.CA/RootStatus',
+                request_serializer=orch__proto_dot_ca__pb2.RootStatusRequest.SerializeToString,
+                response_deserializer=orch__proto_dot_ca__pb2.RootStatusResponse.FromString,
+                _registered_method=True)
 
 
 class CAServicer:
@@ -86,6 +101,26 @@ class CAServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def JoinTokens(self, request, context):
+        """Shows the join tokens, or makes new ones: the old ones admit nobody any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateRoot(self, request, context):
+        """Begins a change of the root certificate, without downtime; `RootStatus` tells how far it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RootStatus(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CAServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -108,6 +143,21 @@ def add_CAServicer_to_server(servicer, server):
                     servicer.IssueUserCertificate,
                     request_deserializer=orch__proto_dot_ca__pb2.IssueUserCertificateRequest.FromString,
                     response_serializer=orch__proto_dot_ca__pb2.IssueUserCertificateResponse.SerializeToString,
+            ),
+            'JoinTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.JoinTokens,
+                    request_deserializer=orch__proto_dot_ca__pb2.JoinTokensRequest.FromString,
+                    response_serializer=orch__proto_dot_ca__pb2.JoinTokensResponse.SerializeToString,
+            ),
+            'RotateRoot': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateRoot,
+                    request_deserializer=orch__proto_dot_ca__pb2.RotateRootRequest.FromString,
+                    response_serializer=orch__proto_dot_ca__pb2.RootStatusResponse.SerializeToString,
+            ),
+            'RootStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.RootStatus,
+                    request_deserializer=orch__proto_dot_ca__pb2.RootStatusRequest.FromString,
+                    response_serializer=orch__proto_dot_ca__pb2.RootStatusResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -218,6 +268,87 @@ class CA:
             '/orch.v1.CA/IssueUserCertificate',
             orch__proto_dot_ca__pb2.IssueUserCertificateRequest.SerializeToString,
             orch__proto_dot_ca__pb2.IssueUserCertificateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def JoinTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orch.v1.CA/JoinTokens',
+            orch__proto_dot_ca__pb2.JoinTokensRequest.SerializeToString,
+            orch__proto_dot_ca__pb2.JoinTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateRoot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orch.v1.CA/RotateRoot',
+            orch__proto_dot_ca__pb2.RotateRootRequest.SerializeToString,
+            orch__proto_dot_ca__pb2.RootStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RootStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orch.v1.CA/RootStatus',
+            orch__proto_dot_ca__pb2.RootStatusRequest.SerializeToString,
+            orch__proto_dot_ca__pb2.RootStatusResponse.FromString,
             options,
             channel_credentials,
             insecure,

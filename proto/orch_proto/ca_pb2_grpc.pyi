@@ -38,6 +38,11 @@ class CAStub:
     NodeCertificateStatus: _grpc.UnaryUnaryMultiCallable[_ca_pb2.NodeCertificateStatusRequest, _ca_pb2.NodeCertificateStatusResponse]
     IssueUserCertificate: _grpc.UnaryUnaryMultiCallable[_ca_pb2.IssueUserCertificateRequest, _ca_pb2.IssueUserCertificateResponse]
     """For people: a certificate with a role, to be used from another machine."""
+    JoinTokens: _grpc.UnaryUnaryMultiCallable[_ca_pb2.JoinTokensRequest, _ca_pb2.JoinTokensResponse]
+    """Shows the join tokens, or makes new ones: the old ones admit nobody any more."""
+    RotateRoot: _grpc.UnaryUnaryMultiCallable[_ca_pb2.RotateRootRequest, _ca_pb2.RootStatusResponse]
+    """Begins a change of the root certificate, without downtime; `RootStatus` tells how far it is."""
+    RootStatus: _grpc.UnaryUnaryMultiCallable[_ca_pb2.RootStatusRequest, _ca_pb2.RootStatusResponse]
 
 @_typing.type_check_only
 class CAAsyncStub(CAStub):
@@ -49,6 +54,11 @@ class CAAsyncStub(CAStub):
     NodeCertificateStatus: _aio.UnaryUnaryMultiCallable[_ca_pb2.NodeCertificateStatusRequest, _ca_pb2.NodeCertificateStatusResponse]  # type: ignore[assignment]
     IssueUserCertificate: _aio.UnaryUnaryMultiCallable[_ca_pb2.IssueUserCertificateRequest, _ca_pb2.IssueUserCertificateResponse]  # type: ignore[assignment]
     """For people: a certificate with a role, to be used from another machine."""
+    JoinTokens: _aio.UnaryUnaryMultiCallable[_ca_pb2.JoinTokensRequest, _ca_pb2.JoinTokensResponse]  # type: ignore[assignment]
+    """Shows the join tokens, or makes new ones: the old ones admit nobody any more."""
+    RotateRoot: _aio.UnaryUnaryMultiCallable[_ca_pb2.RotateRootRequest, _ca_pb2.RootStatusResponse]  # type: ignore[assignment]
+    """Begins a change of the root certificate, without downtime; `RootStatus` tells how far it is."""
+    RootStatus: _aio.UnaryUnaryMultiCallable[_ca_pb2.RootStatusRequest, _ca_pb2.RootStatusResponse]  # type: ignore[assignment]
 
 class CAServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -81,5 +91,28 @@ class CAServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ca_pb2.IssueUserCertificateResponse, _abc.Awaitable[_ca_pb2.IssueUserCertificateResponse]]:
         """For people: a certificate with a role, to be used from another machine."""
+
+    @_abc_1.abstractmethod
+    def JoinTokens(
+        self,
+        request: _ca_pb2.JoinTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ca_pb2.JoinTokensResponse, _abc.Awaitable[_ca_pb2.JoinTokensResponse]]:
+        """Shows the join tokens, or makes new ones: the old ones admit nobody any more."""
+
+    @_abc_1.abstractmethod
+    def RotateRoot(
+        self,
+        request: _ca_pb2.RotateRootRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ca_pb2.RootStatusResponse, _abc.Awaitable[_ca_pb2.RootStatusResponse]]:
+        """Begins a change of the root certificate, without downtime; `RootStatus` tells how far it is."""
+
+    @_abc_1.abstractmethod
+    def RootStatus(
+        self,
+        request: _ca_pb2.RootStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ca_pb2.RootStatusResponse, _abc.Awaitable[_ca_pb2.RootStatusResponse]]: ...
 
 def add_CAServicer_to_server(servicer: CAServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -102,7 +102,7 @@ Global___ChangeAction: _TypeAlias = ChangeAction  # noqa: Y015
 class JoinTokens(_message.Message):
     """---- cluster ---------------------------------------------------------------------------------------
 
-    Secrets that admit new nodes; a token is "ORCH-1-<digest of the root>-<secret>".
+    Secrets that admit new nodes; a token is "ORCHTKN-1-<digest of the root>-<secret>".
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -169,10 +169,15 @@ class RootRotation(_message.Message):
     NEW_KEY_PEM_FIELD_NUMBER: _builtins.int
     CROSS_SIGNED_PEM_FIELD_NUMBER: _builtins.int
     STARTED_AT_UNIX_MS_FIELD_NUMBER: _builtins.int
+    DROPPING_FIELD_NUMBER: _builtins.int
     new_certificate_pem: _builtins.bytes
     new_key_pem: _builtins.bytes
     cross_signed_pem: _builtins.bytes
     started_at_unix_ms: _builtins.int
+    dropping: _builtins.bool
+    """Every node has a certificate of the new root: it is the one in `RootCa` by now, and the old one is still trusted by those
+    that have not been told yet.
+    """
     def __init__(
         self,
         *,
@@ -180,10 +185,11 @@ class RootRotation(_message.Message):
         new_key_pem: _builtins.bytes = ...,
         cross_signed_pem: _builtins.bytes = ...,
         started_at_unix_ms: _builtins.int = ...,
+        dropping: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cross_signed_pem", b"cross_signed_pem", "new_certificate_pem", b"new_certificate_pem", "new_key_pem", b"new_key_pem", "started_at_unix_ms", b"started_at_unix_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cross_signed_pem", b"cross_signed_pem", "dropping", b"dropping", "new_certificate_pem", b"new_certificate_pem", "new_key_pem", b"new_key_pem", "started_at_unix_ms", b"started_at_unix_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -256,6 +262,30 @@ class RemovedMember(_message.Message):
 Global___RemovedMember: _TypeAlias = RemovedMember  # noqa: Y015
 
 @_typing.final
+class RemovedNode(_message.Message):
+    """A node that was removed while its certificate was still valid: it opens nothing any more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_UNIX_MS_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    not_after_unix_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        not_after_unix_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "not_after_unix_ms", b"not_after_unix_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemovedNode: _TypeAlias = RemovedNode  # noqa: Y015
+
+@_typing.final
 class Cluster(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -266,6 +296,7 @@ class Cluster(_message.Message):
     UNLOCK_KEYS_FIELD_NUMBER: _builtins.int
     NETWORK_KEYS_FIELD_NUMBER: _builtins.int
     REMOVED_MEMBERS_FIELD_NUMBER: _builtins.int
+    REMOVED_NODES_FIELD_NUMBER: _builtins.int
     SCHEMA_VERSION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     schema_version: _builtins.int
@@ -282,6 +313,8 @@ class Cluster(_message.Message):
     def network_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___EncryptionKey]: ...
     @_builtins.property
     def removed_members(self) -> _containers.RepeatedCompositeFieldContainer[Global___RemovedMember]: ...
+    @_builtins.property
+    def removed_nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___RemovedNode]: ...
     def __init__(
         self,
         *,
@@ -292,11 +325,12 @@ class Cluster(_message.Message):
         unlock_keys: _abc.Iterable[Global___UnlockKey] | None = ...,
         network_keys: _abc.Iterable[Global___EncryptionKey] | None = ...,
         removed_members: _abc.Iterable[Global___RemovedMember] | None = ...,
+        removed_nodes: _abc.Iterable[Global___RemovedNode] | None = ...,
         schema_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["meta", b"meta", "root_ca", b"root_ca", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "meta", b"meta", "network_keys", b"network_keys", "removed_members", b"removed_members", "root_ca", b"root_ca", "schema_version", b"schema_version", "spec", b"spec", "unlock_keys", b"unlock_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "meta", b"meta", "network_keys", b"network_keys", "removed_members", b"removed_members", "removed_nodes", b"removed_nodes", "root_ca", b"root_ca", "schema_version", b"schema_version", "spec", b"spec", "unlock_keys", b"unlock_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -474,6 +508,8 @@ class NodeCertificate(_message.Message):
     CERTIFICATE_PEM_FIELD_NUMBER: _builtins.int
     COMMON_NAME_FIELD_NUMBER: _builtins.int
     NOT_AFTER_UNIX_MS_FIELD_NUMBER: _builtins.int
+    ISSUER_KEY_ID_FIELD_NUMBER: _builtins.int
+    ROOTS_DIGEST_FIELD_NUMBER: _builtins.int
     role: _specs_pb2.NodeRole.ValueType
     csr_pem: _builtins.bytes
     state: Global___IssuanceState.ValueType
@@ -481,6 +517,10 @@ class NodeCertificate(_message.Message):
     certificate_pem: _builtins.bytes
     common_name: _builtins.str
     not_after_unix_ms: _builtins.int
+    issuer_key_id: _builtins.str
+    """Identifier of the key that signed it."""
+    roots_digest: _builtins.str
+    """Digest of the roots that the node was told to trust."""
     def __init__(
         self,
         *,
@@ -491,10 +531,12 @@ class NodeCertificate(_message.Message):
         certificate_pem: _builtins.bytes = ...,
         common_name: _builtins.str = ...,
         not_after_unix_ms: _builtins.int = ...,
+        issuer_key_id: _builtins.str = ...,
+        roots_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_pem", b"certificate_pem", "common_name", b"common_name", "csr_pem", b"csr_pem", "error", b"error", "not_after_unix_ms", b"not_after_unix_ms", "role", b"role", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_pem", b"certificate_pem", "common_name", b"common_name", "csr_pem", b"csr_pem", "error", b"error", "issuer_key_id", b"issuer_key_id", "not_after_unix_ms", b"not_after_unix_ms", "role", b"role", "roots_digest", b"roots_digest", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -122,33 +122,43 @@ class ErrorInterceptor(_Interceptor):
         if handler is None:
             return None
         guard = _Guard(str(handler_call_details.method), self._observer)
-        codecs = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
-        if handler.request_streaming:
-            behaviour = handler.stream_stream if handler.response_streaming else handler.stream_unary
-        else:
-            behaviour = handler.unary_stream if handler.response_streaming else handler.unary_unary
-        wrapped: Any
-        if inspect.isasyncgenfunction(behaviour):
 
-            async def wrapped(request: Any, context: Any) -> AsyncIterator[Any]:
+        def wrap(behaviour: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+            # grpc.aio asks the function itself what it is: a partial would not tell.
+            async def single(request: Any, context: Any) -> Any:
+                return await guard.single(behaviour, request, context)
+
+            async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
                 async for answer in guard.stream(behaviour, request, context):
                     yield answer
 
-        else:
+            return stream if inspect.isasyncgenfunction(behaviour) else single
 
-            async def wrapped(request: Any, context: Any) -> Any:
-                return await guard.single(behaviour, request, context)
+        return with_behaviour(handler, wrap)
 
-        make: Any = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }[(bool(handler.request_streaming), bool(handler.response_streaming))]
-        return make(wrapped, **codecs)
+
+def with_behaviour(handler: Any, wrap: Callable[[Callable[[Any, Any], Any]], Callable[[Any, Any], Any]]) -> Any:
+    """A method's handler with another behaviour: what interceptors return.
+
+    Args:
+        handler: what serves the method.
+        wrap: makes the new behaviour of the present one; a coroutine or an asynchronous generator function, as that is.
+    """
+    if handler.request_streaming:
+        behaviour = handler.stream_stream if handler.response_streaming else handler.stream_unary
+    else:
+        behaviour = handler.unary_stream if handler.response_streaming else handler.unary_unary
+    make: Any = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[(bool(handler.request_streaming), bool(handler.response_streaming))]
+    return make(
+        wrap(behaviour),
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )
 
 
 def new_server(
