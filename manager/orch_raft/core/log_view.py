@@ -22,15 +22,3 @@ class LogView(Protocol):
     def term(self, index: int) -> int | None:
         """Term of the entry at an index, None when it is not held."""
         ...
-
-
-class NoOlderEntries:
-    """A view of nothing, for a driver that leaves what it keeps to the core."""
-
-    def entries(self, first_index: int, last_index: int, max_bytes: int) -> Sequence[Entry]:  # noqa: ARG002
-        """None."""
-        return ()
-
-    def term(self, index: int) -> int | None:  # noqa: ARG002
-        """None."""
-        return None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from orch_raft.core.messages import Message
+from orch_raft.core.progress import Pace
 from orch_raft.engine import Role
 from orch_raft.log.records import Entry, HardState
 from orch_raft.membership import Membership, SnapshotMeta
@@ -80,6 +81,25 @@ class Refused:
 
     def __str__(self) -> str:
         return f"{self.reason.value}: {self.detail}" if self.detail else self.reason.value
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """How the leader sees another member.
+
+    Attributes:
+        raft_id: which one.
+        match: last index known to be on its disk.
+        pace: how it is sent to.
+        reachable: it was heard of within an election timeout.
+        silent_ticks: since it was heard of, or since the leader began to lead.
+    """
+
+    raft_id: int
+    match: int
+    pace: Pace
+    reachable: bool
+    silent_ticks: int
 
 
 @dataclass(frozen=True, slots=True)
