@@ -75,16 +75,16 @@ def joining_server_credentials(source: IdentitySource) -> grpc.ServerCredentials
 # ---- clients ---------------------------------------------------------------------------------------
 
 
-def _channel(address: Address, credentials: grpc.ChannelCredentials) -> grpc.aio.Channel:
+def _channel(address: Address | str, credentials: grpc.ChannelCredentials) -> grpc.aio.Channel:
     options = [*CLIENT_OPTIONS, ("grpc.ssl_target_name_override", MANAGER_SERVER_NAME)]
     return grpc.aio.secure_channel(str(address), credentials, options=options)
 
 
-def manager_channel(address: Address, identity: Identity) -> grpc.aio.Channel:
+def manager_channel(address: Address | str, identity: Identity) -> grpc.aio.Channel:
     """A mutually authenticated channel to a manager. Connects on first use; close it when done.
 
     Args:
-        address: whoever answers there must show a manager's certificate of this cluster.
+        address: `host:port`; whoever answers there must show a manager's certificate of this cluster.
         identity: who we are; a node's or a user's.
 
     Raises:
@@ -116,11 +116,13 @@ class ManagerChannels:
     def __init__(self, source: IdentitySource) -> None:
         self._source = source
         self._identity: Identity | None = None
-        self._channels: dict[Address, grpc.aio.Channel] = {}
+        self._channels: dict[str, grpc.aio.Channel] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
-    def get(self, address: Address) -> grpc.aio.Channel:
-        """The channel to an address. Channels of an older identity are closed once their calls have ended.
+    def get(self, address: Address | str) -> grpc.aio.Channel:
+        """The channel to an address; a fresh one when the last was closed, or made with an older identity.
+
+        Channels of an older identity are closed once their calls have ended, or after a few seconds.
 
         Raises:
             Unauthenticated: our certificate has expired.
@@ -132,13 +134,15 @@ class ManagerChannels:
             self._identity = identity
             for channel in outdated.values():
                 self._close_later(channel)
-        if address not in self._channels:
-            self._channels[address] = manager_channel(address, identity)
-        return self._channels[address]
+        key = str(address)
+        present = self._channels.get(key)
+        if present is None or present.get_state() is grpc.ChannelConnectivity.SHUTDOWN:
+            present = self._channels[key] = manager_channel(address, identity)
+        return present
 
-    def drop(self, address: Address) -> None:
+    def drop(self, address: Address | str) -> None:
         """Closes the channel to an address that is not needed any more."""
-        channel = self._channels.pop(address, None)
+        channel = self._channels.pop(str(address), None)
         if channel is not None:
             self._close_later(channel)
 
@@ -148,9 +152,13 @@ class ManagerChannels:
         closing.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
-        """Closes them all."""
+        """Closes them all, whatever runs on them."""
         channels, self._channels = self._channels, {}
-        await asyncio.gather(*(channel.close(None) for channel in channels.values()), *self._closing)
+        for closing in list(self._closing):
+            closing.cancel()
+        await asyncio.gather(
+            *(channel.close(None) for channel in channels.values()), *self._closing, return_exceptions=True
+        )
 
 
 # ---- the first contact -----------------------------------------------------------------------------
