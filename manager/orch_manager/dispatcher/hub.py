@@ -126,7 +126,7 @@ class Hub:
                 session.end("the node was removed from the cluster", reconnect=False)
             return
         old = event.old
-        if session is not None and isinstance(old, Node) and (old.spec != event.new.spec or old.role != event.new.role):
+        if session is not None and isinstance(old, Node) and _concerns_node(old, event.new):
             session.send(ManagerMessage(node=event.new))
 
     # ---- agents come and go --------------------------------------------------------------------------
@@ -227,3 +227,8 @@ class Hub:
         except (StoreError, OutcomeUnknown, ProposalQueueFull) as error:
             _log.warning("cannot write that a node is down, trying again", node=node_id, error=error)
             self.liveness.heard(node_id, self.clock.monotonic_s())
+
+
+def _concerns_node(old: Node, new: Node) -> bool:
+    """Whether a change of its own object is something that the node must know: its role, or that it must renew."""
+    return old.spec != new.spec or old.role != new.role or old.certificate.state != new.certificate.state
