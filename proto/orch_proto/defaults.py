@@ -233,12 +233,33 @@ JOIN_PORT_OFFSET: Final = _integer(
 NODE_METRICS_PORT: Final = _integer(_G, "metrics of a node", 9323, "port", "default", "Docker's engine port")
 MANAGER_METRICS_PORT: Final = _integer(_G, "metrics of a manager", 9324, "port", "default", "beside the node's")
 
+BACKUP_BYTES: Final = _integer(
+    _G, "backup that is taken", 2 * 1024 * MIB, "bytes", "limit", "a state is kept in memory"
+)
+
 # ---- consensus -------------------------------------------------------------------------------------
 _G = "Consensus"
 SNAPSHOT_INTERVAL_ENTRIES: Final = _integer(_G, "entries between snapshots", 10_000, "count", "default", "Swarm's")
 KEEP_ENTRIES: Final = _integer(
     _G, "entries kept behind a snapshot", 500, "count", "default", "Swarm's, for slow followers"
 )
+RAFT_HEARTBEAT_MS: Final = _integer(_G, "heartbeat of the leader", 100, "ms", "default", "etcd's")
+RAFT_ELECTION_MS: Final = _integer(
+    _G,
+    "silence of the leader until an election, at least",
+    800,
+    "ms",
+    "default",
+    "at most twice that, at random: a new leader within 2 s",
+)
+RAFT_CHUNK_BYTES: Final = _integer(_G, "piece of a snapshot in transfer", MIB, "bytes", "limit", "below gRPC's bound")
+RAFT_CHUNK_TIMEOUT_MS: Final = _integer(
+    _G, "piece of a snapshot", 10_000, "ms", "default", "a receiver that takes longer has gone"
+)
+RAFT_QUEUE_MESSAGES: Final = _integer(
+    _G, "messages waiting for one manager", 4096, "count", "limit", "Swarm's; more are dropped and sent anew"
+)
+RAFT_QUEUE_BYTES: Final = _integer(_G, "data waiting for one manager", 64 * MIB, "bytes", "limit", "bounds memory")
 PROPOSAL_TIMEOUT_MS: Final = _integer(
     _G,
     "proposal",

@@ -82,59 +82,6 @@ RAFT_MESSAGE_TYPE_REMOVED: RaftMessageType.ValueType  # 13
 Global___RaftMessageType: _TypeAlias = RaftMessageType  # noqa: Y015
 
 @_typing.final
-class RaftEntry(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TERM_FIELD_NUMBER: _builtins.int
-    INDEX_FIELD_NUMBER: _builtins.int
-    TYPE_FIELD_NUMBER: _builtins.int
-    DATA_FIELD_NUMBER: _builtins.int
-    term: _builtins.int
-    index: _builtins.int
-    type: Global___RaftEntryType.ValueType
-    data: _builtins.bytes
-    def __init__(
-        self,
-        *,
-        term: _builtins.int = ...,
-        index: _builtins.int = ...,
-        type: Global___RaftEntryType.ValueType = ...,
-        data: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "index", b"index", "term", b"term", "type", b"type"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___RaftEntry: _TypeAlias = RaftEntry  # noqa: Y015
-
-@_typing.final
-class RaftHardState(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TERM_FIELD_NUMBER: _builtins.int
-    VOTE_FIELD_NUMBER: _builtins.int
-    COMMIT_FIELD_NUMBER: _builtins.int
-    term: _builtins.int
-    vote: _builtins.int
-    commit: _builtins.int
-    def __init__(
-        self,
-        *,
-        term: _builtins.int = ...,
-        vote: _builtins.int = ...,
-        commit: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "term", b"term", "vote", b"vote"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___RaftHardState: _TypeAlias = RaftHardState  # noqa: Y015
-
-@_typing.final
 class RaftMember(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -269,13 +216,13 @@ class RaftMessage(_message.Message):
     LOG_TERM_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
     COMMIT_FIELD_NUMBER: _builtins.int
-    ENTRIES_FIELD_NUMBER: _builtins.int
     REJECT_FIELD_NUMBER: _builtins.int
     HINT_INDEX_FIELD_NUMBER: _builtins.int
     HINT_TERM_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     LEADERSHIP_TRANSFER_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
     type: Global___RaftMessageType.ValueType
     to: _builtins.int
     term: _builtins.int
@@ -289,8 +236,8 @@ class RaftMessage(_message.Message):
     context: _builtins.bytes
     """Names a read (ReadIndex) that rides on heartbeats."""
     leadership_transfer: _builtins.bool
-    @_builtins.property
-    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___RaftEntry]: ...
+    entries: _builtins.bytes
+    """Entries in the form that the log has them in (orch_raft/log/records.py): encoded once for all receivers."""
     @_builtins.property
     def snapshot(self) -> Global___RaftSnapshotMeta: ...
     def __init__(
@@ -302,13 +249,13 @@ class RaftMessage(_message.Message):
         log_term: _builtins.int = ...,
         index: _builtins.int = ...,
         commit: _builtins.int = ...,
-        entries: _abc.Iterable[Global___RaftEntry] | None = ...,
         reject: _builtins.bool = ...,
         hint_index: _builtins.int = ...,
         hint_term: _builtins.int = ...,
         context: _builtins.bytes = ...,
         snapshot: Global___RaftSnapshotMeta | None = ...,
         leadership_transfer: _builtins.bool = ...,
+        entries: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -317,6 +264,32 @@ class RaftMessage(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RaftMessage: _TypeAlias = RaftMessage  # noqa: Y015
+
+@_typing.final
+class RaftMessageBatch(_message.Message):
+    """What had gathered for a peer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    SENDER_ADDRESS_FIELD_NUMBER: _builtins.int
+    sender_address: _builtins.str
+    """Where the sender is reached, in the first batch of a stream: a joiner knows nobody's address yet."""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___RaftMessage]: ...
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[Global___RaftMessage] | None = ...,
+        sender_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "sender_address", b"sender_address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RaftMessageBatch: _TypeAlias = RaftMessageBatch  # noqa: Y015
 
 @_typing.final
 class RaftStreamAck(_message.Message):

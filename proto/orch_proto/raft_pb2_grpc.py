@@ -36,7 +36,7 @@ class RaftStub:
         """
         self.Stream = channel.stream_stream(
                 '/orch.v1.Raft/Stream',
-                request_serializer=orch__proto_dot_raft__pb2.RaftMessage.SerializeToString,
+                request_serializer=orch__proto_dot_raft__pb2.RaftMessageBatch.SerializeToString,
                 response_deserializer=orch__proto_dot_raft__pb2.RaftStreamAck.FromString,
                 _registered_method=True)
         self.Snapshot = channel.stream_unary(
@@ -65,7 +65,8 @@ class RaftServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Stream(self, request_iterator, context):
-        """One stream per direction and peer; messages of a peer arrive in order or not at all.
+        """One stream per direction and peer; messages of a peer arrive in order or not at all. Nothing is answered: a stream
+        ends with NOT_FOUND when the sender was removed from the cluster.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,7 +102,7 @@ def add_RaftServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Stream': grpc.stream_stream_rpc_method_handler(
                     servicer.Stream,
-                    request_deserializer=orch__proto_dot_raft__pb2.RaftMessage.FromString,
+                    request_deserializer=orch__proto_dot_raft__pb2.RaftMessageBatch.FromString,
                     response_serializer=orch__proto_dot_raft__pb2.RaftStreamAck.SerializeToString,
             ),
             'Snapshot': grpc.stream_unary_rpc_method_handler(
@@ -150,7 +151,7 @@ class Raft:
             request_iterator,
             target,
             '/orch.v1.Raft/Stream',
-            orch__proto_dot_raft__pb2.RaftMessage.SerializeToString,
+            orch__proto_dot_raft__pb2.RaftMessageBatch.SerializeToString,
             orch__proto_dot_raft__pb2.RaftStreamAck.FromString,
             options,
             channel_credentials,

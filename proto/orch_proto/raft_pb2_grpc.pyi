@@ -31,8 +31,10 @@ class RaftStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RaftAsyncStub: ...
-    Stream: _grpc.StreamStreamMultiCallable[_raft_pb2.RaftMessage, _raft_pb2.RaftStreamAck]
-    """One stream per direction and peer; messages of a peer arrive in order or not at all."""
+    Stream: _grpc.StreamStreamMultiCallable[_raft_pb2.RaftMessageBatch, _raft_pb2.RaftStreamAck]
+    """One stream per direction and peer; messages of a peer arrive in order or not at all. Nothing is answered: a stream
+    ends with NOT_FOUND when the sender was removed from the cluster.
+    """
     Snapshot: _grpc.StreamUnaryMultiCallable[_raft_pb2.RaftSnapshotChunk, _raft_pb2.RaftSnapshotAck]
     """A snapshot in chunks of at most 1 MiB."""
     Join: _grpc.UnaryUnaryMultiCallable[_raft_pb2.RaftJoinRequest, _raft_pb2.RaftJoinResponse]
@@ -42,8 +44,10 @@ class RaftStub:
 @_typing.type_check_only
 class RaftAsyncStub(RaftStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Stream: _aio.StreamStreamMultiCallable[_raft_pb2.RaftMessage, _raft_pb2.RaftStreamAck]  # type: ignore[assignment]
-    """One stream per direction and peer; messages of a peer arrive in order or not at all."""
+    Stream: _aio.StreamStreamMultiCallable[_raft_pb2.RaftMessageBatch, _raft_pb2.RaftStreamAck]  # type: ignore[assignment]
+    """One stream per direction and peer; messages of a peer arrive in order or not at all. Nothing is answered: a stream
+    ends with NOT_FOUND when the sender was removed from the cluster.
+    """
     Snapshot: _aio.StreamUnaryMultiCallable[_raft_pb2.RaftSnapshotChunk, _raft_pb2.RaftSnapshotAck]  # type: ignore[assignment]
     """A snapshot in chunks of at most 1 MiB."""
     Join: _aio.UnaryUnaryMultiCallable[_raft_pb2.RaftJoinRequest, _raft_pb2.RaftJoinResponse]  # type: ignore[assignment]
@@ -54,10 +58,12 @@ class RaftServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Stream(
         self,
-        request_iterator: _MaybeAsyncIterator[_raft_pb2.RaftMessage],
+        request_iterator: _MaybeAsyncIterator[_raft_pb2.RaftMessageBatch],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_raft_pb2.RaftStreamAck], _abc.AsyncIterator[_raft_pb2.RaftStreamAck]]:
-        """One stream per direction and peer; messages of a peer arrive in order or not at all."""
+        """One stream per direction and peer; messages of a peer arrive in order or not at all. Nothing is answered: a stream
+        ends with NOT_FOUND when the sender was removed from the cluster.
+        """
 
     @_abc_1.abstractmethod
     def Snapshot(
