@@ -84,10 +84,11 @@ def node_takes_tasks(node: Node) -> str:
 
 
 def without_placement(spec: TaskSpec) -> bytes:
-    """What decides whether a task must be replaced: all of its specification but the placement, comparable."""
+    """What decides whether a task must be replaced, comparable: all but what the manager alone acts on."""
     bare = TaskSpec()
     bare.CopyFrom(spec)
     bare.ClearField("placement")
+    bare.ClearField("disconnect_grace_ms")
     return bare.SerializeToString(deterministic=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from orch_manager import tasks as states
 from orch_manager.store.tables import Reader
 from orch_proto.dispatcher_pb2 import ServiceEndpoints, ServiceOnNetwork, TaskEndpoint
-from orch_proto.objects_pb2 import Network, Service, Stack, Task
+from orch_proto.objects_pb2 import Network, Node, Service, Stack, Task
 from orch_proto.types_pb2 import EndpointMode
 
 
@@ -45,7 +45,8 @@ def describe(reader: Reader, service: Service) -> ServiceEndpoints:
             network_id=network.id, virtual_ip=addresses.get(network.id, ""), aliases=list(aliases)
         )
     for task in sorted(reader.find(Task, service_id=service.id), key=lambda each: (each.slot, each.id)):
-        if _gets_traffic(task):
+        # What runs on a node that is not heard of may be there still, but traffic for it would be lost.
+        if _gets_traffic(task) and states.node_is_up(reader.get(Node, task.node_id)):
             _add_task(task, on)
     return described
 

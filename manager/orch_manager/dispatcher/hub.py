@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 
+from orch_manager import tasks as states
 from orch_manager.clock import Clock, IdSource
 from orch_manager.dispatcher.assignments import NodeAssignments
 from orch_manager.dispatcher.endpoints import EndpointBook, changes_endpoints
@@ -49,15 +52,16 @@ class Hub:
 
     def set_heartbeat_period(self, period_ms: int) -> None:
         """The cluster's own heartbeat period; takes effect for those that are heard of from now on."""
-        self.liveness = Liveness(self.ids, period_ms)
+        self.liveness.set_period(period_ms)
 
     async def run(self) -> None:
         """Serves agents until cancelled; only the leader's hub runs."""
         now_s = self.clock.monotonic_s()
         self.book.clear()
+        self.liveness.clear()
         for node in self.store.all(Node):
             if node.status.state != NodeState.NODE_STATE_DOWN:
-                self.liveness.expect_after_election(node.id, now_s)
+                self.liveness.expect_first_word(node.id, now_s)
         self.leading = True
         try:
             with self.store.watch(Task, Service, Network, Node, Secret, Config) as watch:
@@ -126,6 +130,12 @@ class Hub:
                 session.end("the node was removed from the cluster", reconnect=False)
             return
         old = event.old
+        if not isinstance(old, Node):
+            self.liveness.expect_first_word(event.object_id, self.clock.monotonic_s())
+            self._liveness_changed.set()
+        elif states.node_is_up(old) != states.node_is_up(event.new):
+            for service_id in {task.service_id for task in self.store.find(Task, node_id=event.object_id)}:
+                self._service_changed(service_id)
         if session is not None and isinstance(old, Node) and _concerns_node(old, event.new):
             session.send(ManagerMessage(node=event.new))
 
@@ -193,40 +203,49 @@ class Hub:
 
     def heard(self, node_id: str) -> None:
         """A node gave a sign of life."""
-        self.liveness.heard(node_id, self.clock.monotonic_s())
-        self._liveness_changed.set()
+        if self.liveness.heard(node_id, self.clock.monotonic_s()):
+            self._liveness_changed.set()
 
     async def _mark_overdue(self) -> None:
         while True:
             now_s = self.clock.monotonic_s()
-            for node_id in self.liveness.overdue(now_s):
-                await self._mark_down(node_id)
+            late = self.liveness.overdue(now_s)
+            if late:
+                await self._mark_down(late)
             due_s = self.liveness.next_due_s()
             self._liveness_changed.clear()
-            if due_s is None:
-                await self._liveness_changed.wait()
-            else:
-                await asyncio.sleep(max(0.01, due_s - self.clock.monotonic_s()))
+            wait_s = None if due_s is None else max(0.01, due_s - self.clock.monotonic_s())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._liveness_changed.wait()
 
-    async def _mark_down(self, node_id: str) -> None:
+    async def _mark_down(self, node_ids: Sequence[str]) -> None:
+        why = f"no heartbeat for {self.liveness.grace_ms / 1000:g} s"
+
         def write(transaction: Transaction) -> None:
-            if transaction.get(Node, node_id) is None:
-                return
-            node = transaction.edit(Node, node_id)
-            node.status.state = NodeState.NODE_STATE_DOWN
-            node.status.message = "no heartbeat"
-            node.status.since_unix_ms = self.clock.unix_ms()
-            transaction.update(node)
+            for node_id in node_ids:
+                if transaction.get(Node, node_id) is None or self.liveness.expects(node_id):
+                    continue  # removed, or heard of after all
+                node = transaction.edit(Node, node_id)
+                node.status.state = NodeState.NODE_STATE_DOWN
+                node.status.message = why
+                node.status.since_unix_ms = self.clock.unix_ms()
+                transaction.update(node)
 
-        _log.warning("node is down", node=node_id, reason="no heartbeat")
-        session = self.sessions.get(node_id)
-        if session is not None:
-            session.end("no heartbeat came in time", reconnect=True)
         try:
-            await self.store.update(write, reason="node down")
+            await self.store.update(write, reason="nodes down")
         except (StoreError, OutcomeUnknown, ProposalQueueFull) as error:
-            _log.warning("cannot write that a node is down, trying again", node=node_id, error=error)
-            self.liveness.heard(node_id, self.clock.monotonic_s())
+            _log.warning("cannot write that nodes are down, trying again", nodes=list(node_ids), error=error)
+            for node_id in node_ids:
+                self.liveness.try_again(node_id, self.clock.monotonic_s())
+            return
+        for node_id in node_ids:
+            if self.liveness.expects(node_id):
+                continue
+            _log.warning("node is down", node=node_id, reason=why)
+            session = self.sessions.get(node_id)
+            if session is not None:
+                session.end(why, reconnect=True)
 
 
 def _concerns_node(old: Node, new: Node) -> bool:

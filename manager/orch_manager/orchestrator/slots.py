@@ -2,7 +2,8 @@
 
 Rules (SwarmKit: manager/orchestrator/replicated, /restart, /update):
 - a slot holds one live task, but for a start-first update, where old and new run together until the new one runs;
-- a task that ended, or whose node is gone or drained, is set to SHUTDOWN and replaced in one write;
+- a task that ended, or whose node is gone, drained, or down for longer than the service's grace, is set to SHUTDOWN and
+  replaced in one write;
 - a replacement waits in READY until its delay has passed and the old task has stopped, a minute at most;
 - scaling down removes what does not run first, then what crowds a node.
 """
@@ -108,22 +109,23 @@ def wanted_replicas(service: Service) -> int:
     return int(service.spec.mode.replicated.replicas)
 
 
-def node_trouble(task: Task, nodes: Mapping[str, Node], now_ms: int) -> tuple[str, int]:
+def node_trouble(task: Task, situation: Situation) -> tuple[str, int]:
     """Why a task must leave its node (empty: it may stay), and when to ask again while a grace runs (0: no need)."""
     if not task.node_id:
         return "", 0
-    node = nodes.get(task.node_id)
+    node = situation.nodes.get(task.node_id)
     if node is None:
         return "its node was removed", 0
     name = node.description.hostname or node.id
-    if node.status.state == NodeState.NODE_STATE_DOWN:
-        until = node.status.since_unix_ms + task.spec.disconnect_grace_ms
-        return (f"node {name} is down", 0) if now_ms >= until else ("", until)
     if node.spec.availability == NodeAvailability.NODE_AVAILABILITY_DRAIN:
         return f"node {name} is drained", 0
     broken = first_broken(tuple(task.spec.placement.constraints), node)
     if broken:
         return f"node {name} no longer meets {broken}", 0
+    if node.status.state == NodeState.NODE_STATE_DOWN:
+        # The service's grace as it is now: people change it while a node is away.
+        until = node.status.since_unix_ms + situation.service.spec.task.disconnect_grace_ms
+        return (f"node {name} is down", 0) if situation.now_ms >= until else ("", until)
     return "", 0
 
 
@@ -151,7 +153,7 @@ def _replace_ended(slots: Slots, decisions: Decisions) -> set[str]:
             if states.has_ended(task):
                 leaving.append((task, ""))
                 continue
-            why, ask_again_ms = node_trouble(task, situation.nodes, situation.now_ms)
+            why, ask_again_ms = node_trouble(task, situation)
             if why:
                 leaving.append((task, why))
             elif ask_again_ms:

@@ -12,7 +12,7 @@ from orch_manager.dispatcher.endpoints import EndpointBook
 from orch_manager.dispatcher.liveness import Liveness
 from orch_manager.store.tables import State
 from orch_proto.dispatcher_pb2 import AssignmentChange, TaskStatusUpdate
-from orch_proto.objects_pb2 import Config, Network, Secret, Service, Stack, Task
+from orch_proto.objects_pb2 import Config, Network, Node, NodeState, Secret, Service, Stack, Task
 
 
 def world() -> State:
@@ -22,6 +22,9 @@ def world() -> State:
     stack.annotations.name = "shop"
     state.put(stack)
     for name, net, node_id in (("web", "front", "a"), ("db", "back", "b")):
+        node = Node(id=node_id)
+        node.status.state = NodeState.NODE_STATE_READY
+        state.put(node)
         network = Network(id=net)
         network.spec.internal = net == "back"
         state.put(network)
@@ -161,7 +164,7 @@ def test_a_node_is_believed_about_its_own_tasks_and_forward_only() -> None:
 def test_a_silent_node_is_overdue_after_three_periods_and_after_an_election_after_six() -> None:
     """Heartbeats move the deadline; each silence is told once."""
     liveness = Liveness(IdSource(), 5_000)
-    liveness.expect_after_election("a", 0.0)
+    liveness.expect_first_word("a", 0.0)
     liveness.heard("b", 0.0)
     assert liveness.overdue(14.9) == []
     assert liveness.overdue(15.0) == ["b"]
@@ -169,5 +172,39 @@ def test_a_silent_node_is_overdue_after_three_periods_and_after_an_election_afte
     liveness.heard("a", 29.9)
     assert liveness.overdue(44.8) == []
     assert liveness.overdue(44.9) == ["a"]
-    assert liveness.overdue(99.0) == []
+    assert not liveness.expects("a")
     assert 4_500 <= liveness.next_period_ms() <= 5_500
+
+
+def test_a_leader_that_was_stopped_does_not_blame_the_nodes() -> None:
+    """When nobody was awake to look, every node gets a whole grace anew, and is overdue after that."""
+    liveness = Liveness(IdSource(), 5_000)
+    liveness.heard("a", 0.0)
+    liveness.heard("b", 4.0)
+    assert liveness.overdue(60.0) == []
+    liveness.heard("b", 61.0)
+    assert liveness.overdue(75.0) == ["a"]
+    assert liveness.overdue(76.0) == ["b"]
+
+
+def test_that_a_node_is_overdue_is_said_again_unless_it_is_heard_of() -> None:
+    """When it could not be written down, the node is named again a period later."""
+    liveness = Liveness(IdSource(), 5_000)
+    liveness.heard("a", 0.0)
+    assert liveness.overdue(15.0) == ["a"]
+    liveness.try_again("a", 16.0)
+    assert liveness.overdue(21.0) == ["a"]
+    liveness.heard("a", 22.0)
+    liveness.try_again("a", 22.0)
+    assert liveness.overdue(30.0) == []
+
+
+def test_a_task_on_a_node_that_is_down_gets_no_traffic() -> None:
+    """Its service is balanced over the tasks that can be reached."""
+    state = world()
+    node = Node(id="a")
+    node.status.state = NodeState.NODE_STATE_DOWN
+    state.put(node)
+    described = EndpointBook(state).get("web")
+    assert described is not None
+    assert not described.networks[0].endpoints

@@ -145,12 +145,13 @@ def test_a_disconnect_grace_holds_tasks_on_a_node_that_is_down() -> None:
     where = nodes()
     where["down"].status.since_unix_ms = NOW_MS
     held = task("a", 1, node_id="down")
-    held.spec.disconnect_grace_ms = 30_000
     wanted = service(1)
     wanted.spec.task.disconnect_grace_ms = 30_000
     decisions = slots.decide(Situation(wanted, [held], where, NOW_MS + 29_999))
     assert (decisions.actions, decisions.wake_ms) == ([], NOW_MS + 30_000)
     assert len(slots.decide(Situation(wanted, [held], where, NOW_MS + 30_000)).actions) == 2
+    where["down"].spec.availability = NodeAvailability.NODE_AVAILABILITY_DRAIN
+    assert len(slots.decide(Situation(wanted, [held], where, NOW_MS + 1)).actions) == 2, "drained: nobody waits"
 
 
 @given(st.integers(0, 100_000), st.integers(1, 60), st.one_of(st.none(), st.integers(0, 500_000)))
