@@ -62,7 +62,7 @@ def settled_difference(
 
 def host(layout: Layout) -> Footprint:
     """The footprint on the host: all of it in CI, elsewhere what is named for the playground."""
-    marks = (f"orch-{layout.name}", layout.bridge, layout.table, *(node.host_link for node in layout.nodes))
+    marks = (f"orch-{layout.name}", layout.host_link, layout.table)
 
     def own(name: str) -> bool:
         return WHOLE_HOST or any(mark in name for mark in marks)

@@ -34,7 +34,7 @@ def pss_bytes(pid: int) -> int:
 
 def by_part(playground: Playground) -> dict[str, list[int]]:
     """PSS in bytes of every process, by the part of orch that it belongs to."""
-    tasks = {identity.pid for identity in processes_in_cgroups(playground.layout)}
+    tasks = {identity.pid for identity in processes_in_cgroups(playground.layout.cgroup_root)}
     known = {identity.pid for identity in in_network_namespace(playground.node.namespace_path)}
     found: dict[str, list[int]] = {}
     for pid in tasks | known:

@@ -16,22 +16,16 @@ from typing import TypeVar
 
 import grpc
 
-from orch_cli.playground import record
 from orch_cli.playground.layout import Layout, NodePlace
-from orch_cli.playground.processes import ProcessId, identify, in_network_namespace
+from orch_cli.playground.power import MODULES, processes_of, processes_of_part
+from orch_cli.playground.processes import ProcessId, identify
 from orch_proto import control_pb2, control_pb2_grpc, objects_pb2, types_pb2
 
 ORCH = Path(sys.executable).with_name("orch")
 COMMAND_LIMIT_S = 50.0
 POLL_S = 0.02
 
-#: The modules of a node's processes, by the names that the documentation uses.
-MODULES = {
-    "manager": "orch_manager",
-    "keeper": "orch_runtime.keeper",
-    "supervisor": "orch_runtime.supervisor.main",
-    "network": "orch_network.netd",
-}
+__all__ = ["MODULES", "Playground", "Result", "command_line", "is_up", "own_subnet", "task_processes", "wait_for"]
 T = TypeVar("T")
 
 
@@ -63,27 +57,45 @@ def own_subnet(number: int) -> str:
 
 @dataclass
 class Playground:
-    """One playground with one node."""
+    """One playground; with one node, a manager, unless told otherwise.
+
+    A node is meant by its number: `playground.kill(node=2)`.
+    """
 
     name: str
     subnet: str
     folder: Path
+    managers: int = 1
+    workers: int = 0
     _index: int = field(default=0)
 
     @property
     def layout(self) -> Layout:
-        return Layout(self.name, IPv4Network(self.subnet), 1)
+        return Layout(self.name, IPv4Network(self.subnet), self.managers + self.workers)
+
+    @property
+    def nodes(self) -> tuple[NodePlace, ...]:
+        return self.layout.nodes
 
     @property
     def node(self) -> NodePlace:
+        """The first node, which many tests have no other beside."""
         return self.layout.nodes[0]
+
+    def place(self, node: int) -> NodePlace:
+        return self.layout.nodes[node - 1]
 
     # ---- the command line ------------------------------------------------------------------------
 
     def orch(
-        self, *words: str, ok: bool = True, limit_s: float = COMMAND_LIMIT_S, env: dict[str, str] | None = None
+        self,
+        *words: str,
+        ok: bool = True,
+        limit_s: float = COMMAND_LIMIT_S,
+        env: dict[str, str] | None = None,
+        node: int = 1,
     ) -> Result:
-        """Runs `orch`; unless ``ok`` is False it must succeed."""
+        """Runs `orch` against the manager of a node; unless ``ok`` is False it must succeed."""
         process = subprocess.run(
             [ORCH, *words],
             capture_output=True,
@@ -91,18 +103,26 @@ class Playground:
             timeout=limit_s,
             check=False,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "ORCH_HOST": f"unix://{self.node.manager_socket}", **(env or {})},
+            env={**os.environ, "ORCH_HOST": f"unix://{self.place(node).manager_socket}", **(env or {})},
         )
         result = Result(process.returncode, process.stdout, process.stderr)
         assert not ok or result.status == 0, f"orch {' '.join(words)}: {result}\n{self.log_tail()}"
         assert "Traceback" not in result.stderr, result.stderr
         return result
 
-    def up(self) -> None:
-        self.orch("playground", "up", "--name", self.name, "--subnet", self.subnet, "--metrics")
+    def playground(self, verb: str, *words: str, ok: bool = True) -> Result:
+        """`orch playground VERB` for this playground."""
+        options, command = words, ()
+        if "--" in words:
+            options, command = words[: words.index("--")], words[words.index("--") :]
+        return self.orch("playground", verb, "--name", self.name, *options, *command, ok=ok)
+
+    def up(self, *options: str) -> None:
+        size = ("--managers", str(self.managers), "--workers", str(self.workers))
+        self.playground("up", "--subnet", self.subnet, "--metrics", *size, *options)
 
     def down(self) -> None:
-        self.orch("playground", "down", "--name", self.name)
+        self.playground("down")
 
     def file(self, text: str, name: str = "stack.yml") -> str:
         """A stack file in a folder of its own."""
@@ -121,17 +141,24 @@ class Playground:
         """All objects of a kind; asked again while a manager that was killed comes back."""
 
         def ask() -> control_pb2.ListResponse | None:
-            with grpc.insecure_channel(f"unix:{self.node.manager_socket}") as channel:
-                try:
-                    return control_pb2_grpc.ControlStub(channel).List(
-                        control_pb2.ListRequest(kind=kind), timeout=5, wait_for_ready=False
-                    )
-                except grpc.RpcError as error:
-                    if error.code() not in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
-                        raise
-                    return None
+            answers = (self._ask(node, kind) for node in self.nodes[: self.managers])
+            return next((answer for answer in answers if answer is not None), None)
 
-        return list(wait_for(ask, "an answer of the manager").objects)
+        return list(wait_for(ask, "an answer of a manager").objects)
+
+    @staticmethod
+    def _ask(node: NodePlace, kind: types_pb2.ObjectKind.ValueType) -> control_pb2.ListResponse | None:
+        if not node.manager_socket.exists():
+            return None
+        with grpc.insecure_channel(f"unix:{node.manager_socket}") as channel:
+            try:
+                return control_pb2_grpc.ControlStub(channel).List(
+                    control_pb2.ListRequest(kind=kind), timeout=5, wait_for_ready=False
+                )
+            except grpc.RpcError as error:
+                if error.code() not in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
+                    raise
+                return None
 
     def services(self) -> dict[str, objects_pb2.Service]:
         found = [one.service for one in self.objects(types_pb2.OBJECT_KIND_SERVICE)]
@@ -158,31 +185,83 @@ class Playground:
 
         return wait_for(converged, f"{count} running tasks of {service}", limit_s)
 
-    # ---- processes -------------------------------------------------------------------------------
+    # ---- failures --------------------------------------------------------------------------------
 
-    def process(self, part: str) -> ProcessId:
-        """The process of a part of the node: orchd, manager, keeper, supervisor or network."""
+    def process(self, part: str, node: int = 1) -> ProcessId:
+        """The process of a part of a node: orchd, manager, keeper, supervisor or network."""
 
         def find() -> ProcessId | None:
-            if part == "orchd":
-                found = record.load(self.name).daemons["node-1"]
-                return found if found.is_alive() else None
-            for identity in in_network_namespace(self.node.namespace_path):
-                if MODULES[part] in command_line(identity.pid) and not in_inner_namespace(identity.pid):
-                    return identity
-            return None
+            return next(iter(processes_of_part(self.place(node), part)), None)
 
-        return wait_for(find, f"a {part} process")
+        return wait_for(find, f"a {part} process of node {node}")
 
-    def kill(self, part: str) -> ProcessId:
+    def kill(self, part: str, node: int = 1) -> ProcessId:
         """Kill -9 of a part; where nobody else starts it again, as for orchd, the test does."""
-        victim = self.process(part)
+        victim = self.process(part, node)
         victim.kill()
         wait_for(lambda: not victim.is_alive(), f"the end of {part}")
         return victim
 
-    def restart_daemon(self) -> None:
-        self.orch("playground", "start", "--name", self.name, "node-1")
+    def restart_daemon(self, node: int = 1) -> None:
+        self.playground("start", self.place(node).hostname)
+
+    def power_off(self, node: int) -> None:
+        """Ends a node with its containers as a loss of power does."""
+        self.playground("kill", self.place(node).hostname)
+
+    def freeze(self, node: int, part: str = "all") -> None:
+        """Stops a node's processes where they are."""
+        self.playground("kill", self.place(node).hostname, "--signal", "STOP", "--part", part)
+
+    def thaw(self, node: int, part: str = "all") -> None:
+        self.playground("kill", self.place(node).hostname, "--signal", "CONT", "--part", part)
+
+    def start(self, *nodes: int) -> None:
+        """Starts nodes, or all that do not run."""
+        self.playground("start", *(self.place(node).hostname for node in nodes))
+
+    def partition(self, *expressions: str) -> None:
+        """Parts nodes, in place of what was parted before: see `orch playground partition --help`."""
+        self.playground("partition", *expressions)
+
+    def heal(self) -> None:
+        self.playground("heal")
+
+    def processes(self, node: int) -> list[ProcessId]:
+        """All processes of a node, containers included."""
+        return processes_of([self.place(node)])
+
+    def run_on(self, node: int, *command: str, ok: bool = True) -> Result:
+        """Runs a command on a node."""
+        return self.playground("exec", self.place(node).hostname, "--", *command, ok=ok)
+
+    def leader(self) -> int:
+        """The number of the node whose manager leads, by what a majority's managers say."""
+        return wait_for(self._leader, "a leader")
+
+    def _leader(self) -> int | None:
+        by_name = {node.hostname: node.number for node in self.nodes}
+        for asked in self.nodes:
+            found = self._ask(asked, types_pb2.OBJECT_KIND_NODE)
+            for one in found.objects if found is not None else ():
+                if one.node.manager.leader:
+                    return by_name[one.node.description.hostname]
+        return None
+
+    def calm(self, limit_s: float = 40.0) -> None:
+        """Ends all faults, starts what is off, and waits until every node is ready."""
+        self.heal()
+        for node in self.nodes:
+            self.playground("kill", node.hostname, "--signal", "CONT", ok=False)
+        self.start()
+
+        def all_ready() -> bool:
+            nodes = [one.node for one in self.objects(types_pb2.OBJECT_KIND_NODE)]
+            ready = [one for one in nodes if one.status.state == objects_pb2.NODE_STATE_READY]
+            managers = [one for one in ready if one.manager.reachability == objects_pb2.REACHABILITY_REACHABLE]
+            return len(ready) == len(self.nodes) and len(managers) >= self.managers
+
+        wait_for(all_ready, "all nodes ready", limit_s)
 
     def log_tail(self, lines: int = 40) -> str:
         """The end of the daemon's log, for the message of a failed test."""
@@ -218,15 +297,6 @@ def command_line(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
     except (FileNotFoundError, ProcessLookupError):
         return []
-
-
-def in_inner_namespace(pid: int) -> bool:
-    """Whether a process is in a pid namespace below this one, as the supervisor's spare children are."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return any(line.startswith("NSpid:") and len(line.split()) > 2 for line in status.splitlines())
 
 
 def task_processes(tasks: Iterable[objects_pb2.Task]) -> dict[str, ProcessId | None]:

@@ -1,4 +1,4 @@
-"""One node's daemon: start it in the node's namespaces, talk to it, stop it."""
+"""One node's daemon: start it in the node's namespaces, and ask it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ from collections import deque
 from pathlib import Path
 from typing import Final
 
-from orch_cli.playground import tools
+from orch_cli.playground import record, tools
 from orch_cli.playground.layout import NodePlace
-from orch_cli.playground.processes import ProcessId, identify, wait_until
-from orch_proto import control_pb2, control_pb2_grpc, daemon_pb2, daemon_pb2_grpc, objects_pb2, types_pb2
+from orch_cli.playground.processes import ProcessId, identify
+from orch_proto import daemon_pb2, daemon_pb2_grpc
 from orch_rpc.channels import unix_channel
-from orch_rpc.errors import FailedPrecondition, OrchError, Unavailable, rpc_errors
+from orch_rpc.errors import FailedPrecondition, OutcomeUnknown, Unavailable, rpc_errors
 
-_ANSWER_LIMIT_S: Final = 20.0
-_READY_LIMIT_S: Final = 30.0
-_CALL_LIMIT_S: Final = 10.0
-_SHUTDOWN_LIMIT_S: Final = 30.0
+_ANSWER_LIMIT_S: Final = 30.0
+_CALL_LIMIT_S: Final = 2.0
 _POLL_S: Final = 0.02
 _SHOWN_LOG_LINES: Final = 15
 
@@ -53,7 +51,8 @@ def start(node: NodePlace, *, show_metrics: bool) -> ProcessId:
         )
     identity = identify(process.pid)
     if identity is None:
-        raise _did_not_start(node, f"it ended at once with status {process.wait()}")
+        raise did_not_start(node, f"it ended at once with status {process.wait()}")
+    record.note_daemon(node, identity)
     return identity
 
 
@@ -67,7 +66,8 @@ def last_words(node: NodePlace) -> list[str]:
     return lines
 
 
-def _did_not_start(node: NodePlace, why: str) -> FailedPrecondition:
+def did_not_start(node: NodePlace, why: str) -> FailedPrecondition:
+    """The error of a node that did not come up."""
     return FailedPrecondition(f"cannot start {node.hostname}", why, "mend what the end of its log names, above")
 
 
@@ -80,82 +80,23 @@ async def wait_for_answer(node: NodePlace, identity: ProcessId) -> None:
     deadline = time.monotonic() + _ANSWER_LIMIT_S
     while True:
         if not identity.is_alive():
-            raise _did_not_start(node, "its daemon ended")
+            raise did_not_start(node, "its daemon ended")
         if node.daemon_socket.exists() and await info(node) is not None:
             return
         if time.monotonic() > deadline:
-            raise _did_not_start(node, f"its daemon did not answer within {_ANSWER_LIMIT_S:g} s")
+            raise did_not_start(node, f"its daemon did not answer within {_ANSWER_LIMIT_S:g} s")
         await asyncio.sleep(_POLL_S)
 
 
 async def info(node: NodePlace) -> daemon_pb2.NodeInfoResponse | None:
-    """What the daemon says of itself; None when nobody answers."""
+    """What the daemon says of itself; None when nobody answers in time."""
+    identity = record.daemon_of(node)
+    if identity is None or not identity.is_alive() or identity.is_stopped():
+        return None
     try:
         with rpc_errors(f"ask {node.hostname}"):
             async with unix_channel(node.daemon_socket) as channel:
                 stub: daemon_pb2_grpc.DaemonAsyncStub = daemon_pb2_grpc.DaemonStub(channel)
                 return await stub.NodeInfo(daemon_pb2.NodeInfoRequest(), timeout=_CALL_LIMIT_S)
-    except Unavailable:
+    except (Unavailable, OutcomeUnknown):
         return None
-
-
-async def init_cluster(node: NodePlace) -> None:
-    """Makes a cluster whose only manager is this node.
-
-    Raises:
-        OrchError: the daemon refused.
-    """
-    with rpc_errors("make the cluster"):
-        async with unix_channel(node.daemon_socket) as channel:
-            stub: daemon_pb2_grpc.DaemonAsyncStub = daemon_pb2_grpc.DaemonStub(channel)
-            request = daemon_pb2.InitClusterRequest(advertise_address=str(node.address))
-            await stub.InitCluster(request, timeout=_READY_LIMIT_S)
-
-
-async def list_nodes(node: NodePlace) -> list[objects_pb2.Node]:
-    """The cluster's nodes, by this node's manager.
-
-    Raises:
-        OrchError: the manager does not answer.
-    """
-    with rpc_errors("list the nodes"):
-        async with unix_channel(node.manager_socket) as channel:
-            stub: control_pb2_grpc.ControlAsyncStub = control_pb2_grpc.ControlStub(channel)
-            request = control_pb2.ListRequest(kind=types_pb2.OBJECT_KIND_NODE)
-            answer = await stub.List(request, timeout=_CALL_LIMIT_S)
-            return [found.node for found in answer.objects]
-
-
-async def wait_until_ready(node: NodePlace, count: int) -> None:
-    """Waits until so many nodes are READY.
-
-    Raises:
-        FailedPrecondition: they were not in time.
-    """
-    deadline = time.monotonic() + _READY_LIMIT_S
-    why = "no node has registered"
-    while time.monotonic() < deadline:
-        try:
-            found = await list_nodes(node)
-        except OrchError as error:
-            why = str(error)
-        else:
-            ready = [one for one in found if one.status.state == objects_pb2.NODE_STATE_READY]
-            if len(ready) >= count:
-                return
-            why = f"{len(ready)} of {count} nodes are ready"
-        await asyncio.sleep(_POLL_S)
-    raise _did_not_start(node, f"within {_READY_LIMIT_S:g} s {why}")
-
-
-async def shut_down(node: NodePlace, identity: ProcessId | None) -> bool:
-    """Asks the daemon to remove its tasks and networks and to end; False when it could not be asked or did not end."""
-    try:
-        with rpc_errors(f"shut down {node.hostname}"):
-            async with unix_channel(node.daemon_socket) as channel:
-                stub: daemon_pb2_grpc.DaemonAsyncStub = daemon_pb2_grpc.DaemonStub(channel)
-                request = daemon_pb2.ShutdownRequest(remove_everything=True)
-                await stub.Shutdown(request, timeout=_SHUTDOWN_LIMIT_S)
-    except OrchError:
-        return False
-    return identity is None or wait_until(lambda: not identity.is_alive(), _SHUTDOWN_LIMIT_S)

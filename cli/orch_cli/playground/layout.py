@@ -30,10 +30,20 @@ class NodePlace:
     hostname: str
     address: IPv4Address
     namespace: str
-    host_link: str
+    port: str
     state_dir: Path
     run_dir: Path
     cgroup_parent: str
+
+    @property
+    def hardware_address(self) -> str:
+        """Of the node's interface: locally administered, and the same after a loss of power, as on a real host."""
+        return "02:42:" + self.address.packed.hex(":")
+
+    @property
+    def daemon_file(self) -> Path:
+        """Which process the node's daemon is: its pid and start time."""
+        return self.run_dir.with_suffix(".daemon")
 
     @property
     def log_file(self) -> Path:
@@ -75,7 +85,7 @@ class Layout:
 
     Args:
         name: of the playground; part of every path, link and cgroup.
-        subnet: of the bridge; its first address is the host's.
+        subnet: of the nodes; its first address is the host's.
         node_count: how many nodes.
     """
 
@@ -118,14 +128,29 @@ class Layout:
         return self.state_root / "prometheus.yml"
 
     @property
+    def faults_file(self) -> Path:
+        """What is broken on purpose: who cannot reach whom, and whose packets are late."""
+        return self.run_root / "faults.json"
+
+    @property
     def cgroup_root(self) -> str:
         """The cgroup above all nodes, relative to each hierarchy's root."""
         return f"/orch-{self.name}"
 
     @property
-    def bridge(self) -> str:
-        """The bridge that joins the nodes."""
+    def host_link(self) -> str:
+        """The host's end of its own cable to the switch."""
         return f"orb-{self._tag}"
+
+    @property
+    def switch(self) -> str:
+        """The network namespace of the bridge that joins the nodes."""
+        return f"orch-{self.name}-switch"
+
+    @property
+    def switch_path(self) -> Path:
+        """The handle by which the switch's namespace is entered."""
+        return NAMESPACES / self.switch
 
     @property
     def table(self) -> str:
@@ -154,7 +179,7 @@ class Layout:
             hostname=hostname,
             address=self.subnet[_FIRST_NODE_OFFSET + number],
             namespace=f"orch-{self.name}-{hostname}",
-            host_link=f"orv-{self._tag}-{number}",
+            port=hostname,
             state_dir=self.state_root / hostname,
             run_dir=self.run_root / hostname,
             cgroup_parent=f"{self.cgroup_root}/{hostname}",

@@ -1,4 +1,4 @@
-"""Cgroups, mounts and folders that are a playground's by their name, and their removal."""
+"""Cgroups, mounts and folders that are a playground's or a node's by their name, and their removal."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Final
 
 from orch_cli.playground import tools
-from orch_cli.playground.layout import Layout
 from orch_cli.playground.processes import ProcessId, identify
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 _POLL_S: Final = 0.02
+_THAWING: Final = {"freezer.state": "THAWED", "cgroup.freeze": "0"}
 _CGROUP_LIMIT_S: Final = 10.0
 
 
@@ -37,26 +37,29 @@ def mounts_beneath(table: str, roots: tuple[Path, ...]) -> list[str]:
     ]
 
 
-def cgroup_folders(layout: Layout) -> list[Path]:
-    """The playground's cgroup in every hierarchy that has one."""
+def cgroup_folders(cgroup: str) -> list[Path]:
+    """A cgroup in every hierarchy that has it.
+
+    Args:
+        cgroup: its path below each hierarchy's root: a playground's, or a node's.
+    """
     folders = []
     for line in _MOUNTS.read_text(encoding="utf-8").splitlines():
         left, _, right = line.partition(" - ")
         if right.split(" ")[0] in {"cgroup", "cgroup2"}:
-            folder = Path(unescape(left.split(" ")[4])) / layout.cgroup_root.lstrip("/")
+            folder = Path(unescape(left.split(" ")[4])) / cgroup.lstrip("/")
             if folder.is_dir():
                 folders.append(folder)
     return folders
 
 
-def processes_in_cgroups(layout: Layout) -> Iterator[ProcessId]:
-    """Every process in the playground's cgroups; frozen ones are thawed, as they could not die."""
-    for root in cgroup_folders(layout):
+def processes_in_cgroups(cgroup: str, *, thaw: bool = True) -> Iterator[ProcessId]:
+    """Every process in or below a cgroup; frozen ones are thawed unless told not to, as they could not die."""
+    for root in cgroup_folders(cgroup):
         for folder, _, files in os.walk(root):
-            thaw = {"freezer.state": "THAWED", "cgroup.freeze": "0"}
-            for name in thaw.keys() & set(files):
+            for name in _THAWING.keys() & set(files) if thaw else ():
                 with contextlib.suppress(OSError):
-                    Path(folder, name).write_text(thaw[name], encoding="ascii")
+                    Path(folder, name).write_text(_THAWING[name], encoding="ascii")
             try:
                 pids = Path(folder, "cgroup.procs").read_text(encoding="ascii").split()
             except (FileNotFoundError, OSError):
@@ -64,12 +67,12 @@ def processes_in_cgroups(layout: Layout) -> Iterator[ProcessId]:
             yield from (identity for pid in pids if (identity := identify(int(pid))) is not None)
 
 
-def remove_cgroups(layout: Layout) -> list[Path]:
-    """Removes the playground's cgroups, innermost first; returns those that would not go."""
+def remove_cgroups(cgroup: str) -> list[Path]:
+    """Removes a cgroup with all below it from every hierarchy, innermost first; returns those that would not go."""
     deadline = time.monotonic() + _CGROUP_LIMIT_S
     while True:
         left = []
-        for root in cgroup_folders(layout):
+        for root in cgroup_folders(cgroup):
             for folder, _, _ in os.walk(root, topdown=False):
                 try:
                     Path(folder).rmdir()
@@ -83,12 +86,16 @@ def remove_cgroups(layout: Layout) -> list[Path]:
         time.sleep(_POLL_S)
 
 
-def remove_folders(layout: Layout) -> list[str]:
-    """Unmounts what is mounted in the playground's folders and removes them; returns what would not go."""
-    roots = (layout.run_root, layout.state_root)
+def unmount_beneath(*roots: Path) -> list[str]:
+    """Unmounts what is mounted at or beneath some folders; returns what would not go."""
     for point in mounts_beneath(_MOUNTS.read_text(encoding="utf-8"), roots):
         subprocess.run([tools.find("umount"), "--lazy", point], capture_output=True, check=False)
-    still_mounted = mounts_beneath(_MOUNTS.read_text(encoding="utf-8"), roots)
+    return mounts_beneath(_MOUNTS.read_text(encoding="utf-8"), roots)
+
+
+def remove_folders(*roots: Path) -> list[str]:
+    """Unmounts what is mounted in some folders and removes them; returns what would not go."""
+    still_mounted = unmount_beneath(*roots)
     if still_mounted:
         # Removing the folders would reach through the mounts.
         return still_mounted

@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
-from dataclasses import replace
 from itertools import chain
 from typing import Final
 
-from orch_cli.playground import daemon, leftovers, network, record
-from orch_cli.playground.layout import Layout, NodePlace
-from orch_cli.playground.processes import ProcessId, in_network_namespace, kill_until_gone
-from orch_proto import defaults
-from orch_rpc.errors import FailedPrecondition, Internal, OrchError, Unimplemented
+from orch_cli.playground import cluster, daemon, leftovers, network, power, record
+from orch_cli.playground.processes import in_network_namespace, kill_until_gone
+from orch_cli.playground.record import Record
+from orch_rpc.errors import Internal, OrchError
 
 _KILL_LIMIT_S: Final = 20.0
 
 
-def up(layout: Layout, *, show_metrics: bool) -> None:
+def up(made: Record, *, make_cluster: bool) -> None:
     """Makes the playground and waits until its cluster is ready; what was made is removed again when a step fails.
+
+    Args:
+        made: what to make.
+        make_cluster: otherwise the daemons run, each in no cluster.
 
     Raises:
         OrchError: a name or address is taken, a tool is missing, a daemon does not start.
     """
-    if layout.node_count > 1:
-        raise Unimplemented(
-            f"cannot start a playground of {layout.node_count} nodes",
-            "nodes cannot join a cluster yet: this comes together with consensus between managers",
-            "start one node: leave --nodes out",
-        )
-    made = record.Record(layout, show_metrics=show_metrics, daemons={})
+    layout = made.layout
     made.create()
     try:
         network.check_free(layout)
@@ -39,15 +34,13 @@ def up(layout: Layout, *, show_metrics: bool) -> None:
         layout.state_root.rmdir()
         raise
     try:
-        network.make(layout)
-        daemons: dict[str, ProcessId] = {}
+        network.make_switch(layout)
         for node in layout.nodes:
-            daemons[node.hostname] = daemon.start(node, show_metrics=show_metrics)
-            made = replace(made, daemons=dict(daemons))
-            made.save()
-        asyncio.run(_make_cluster(layout, daemons))
-        if show_metrics:
-            layout.scrape_file.write_text(scrape_configuration(layout), encoding="utf-8")
+            network.make_node(layout, node)
+            daemon.start(node, show_metrics=made.show_metrics)
+        asyncio.run(cluster.form(made) if make_cluster else cluster.answering(made, layout.nodes))
+        if made.show_metrics:
+            layout.scrape_file.write_text(scrape_configuration(made), encoding="utf-8")
     except BaseException as error:
         print(f"playground: removing what was made, as it did not start: {type(error).__name__}", file=sys.stderr)
         for line in chain.from_iterable(daemon.last_words(node) for node in layout.nodes):
@@ -56,33 +49,11 @@ def up(layout: Layout, *, show_metrics: bool) -> None:
         raise
 
 
-async def _make_cluster(layout: Layout, daemons: dict[str, ProcessId]) -> None:
-    for node in layout.nodes:
-        await daemon.wait_for_answer(node, daemons[node.hostname])
-    first = layout.nodes[0]
-    await daemon.init_cluster(first)
-    await daemon.wait_until_ready(first, layout.node_count)
-
-
-def start_again(found: record.Record, node: NodePlace) -> bool:
-    """Starts a node's daemon where the last one left off; False when it runs.
-
-    Raises:
-        OrchError: it does not start.
-    """
-    last = found.daemons.get(node.hostname)
-    if last is not None and last.is_alive():
-        return False
-    identity = daemon.start(node, show_metrics=found.show_metrics)
-    replace(found, daemons={**found.daemons, node.hostname: identity}).save()
-    asyncio.run(daemon.wait_for_answer(node, identity))
-    return True
-
-
-def scrape_configuration(layout: Layout) -> str:
+def scrape_configuration(made: Record) -> str:
     """Prometheus' configuration for this playground."""
-    nodes = ", ".join(f'"{node.address}:{defaults.NODE_METRICS_PORT}"' for node in layout.nodes)
-    manager = f'"{layout.nodes[0].address}:{defaults.MANAGER_METRICS_PORT}"'
+    layout = made.layout
+    nodes = ", ".join(f'"{node.metrics_address}"' for node in layout.nodes)
+    managers = ", ".join(f'"{node.manager_metrics_address}"' for node in layout.nodes if made.is_manager(node))
     return f"""\
 global:
   scrape_interval: 5s
@@ -92,16 +63,15 @@ scrape_configs:
       - targets: [{nodes}]
   - job_name: orch-manager
     static_configs:
-      - targets: [{manager}]
+      - targets: [{managers}]
 """
 
 
-def down(name: str, note: Callable[[str], None] = lambda _: None) -> bool:
-    """Removes everything of a playground, asking its daemons first and by force where they do not answer.
+def down(name: str) -> bool:
+    """Removes everything of a playground, by force: nothing in it is worth a farewell, and any of it may be broken.
 
     Args:
         name: of the playground.
-        note: told what had to be done by force.
 
     Returns:
         Whether there was anything to remove.
@@ -109,18 +79,19 @@ def down(name: str, note: Callable[[str], None] = lambda _: None) -> bool:
     Raises:
         OrchError: something would not go; the message names it.
     """
-    found = record.load_or_guess(name)
-    layout = found.layout
-    there = layout.record.exists() or layout.run_root.exists() or bool(leftovers.cgroup_folders(layout))
-    for node in layout.nodes:
-        there = there or node.namespace_path.exists()
-        identity = found.daemons.get(node.hostname)
-        if node.daemon_socket.exists() and not asyncio.run(daemon.shut_down(node, identity)):
-            note(f"{node.hostname} did not shut down by itself: ending its processes")
-    _kill_processes(found)
-    stuck = [str(path) for path in leftovers.remove_cgroups(layout)]
+    layout = record.load_or_guess(name).layout
+    handles = (layout.switch_path, *(node.namespace_path for node in layout.nodes))
+    there = (
+        layout.record.exists()
+        or layout.run_root.exists()
+        or bool(leftovers.cgroup_folders(layout.cgroup_root))
+        or any(handle.exists() for handle in handles)
+    )
+    power.end_processes(layout.nodes)
+    kill_until_gone(lambda: in_network_namespace(layout.switch_path), _KILL_LIMIT_S)
+    stuck = [str(path) for path in leftovers.remove_cgroups(layout.cgroup_root)]
     network.remove(layout)
-    stuck += leftovers.remove_folders(layout)
+    stuck += leftovers.remove_folders(layout.run_root, layout.state_root)
     if stuck:
         raise Internal(
             f"cannot remove all of playground {name}",
@@ -128,19 +99,3 @@ def down(name: str, note: Callable[[str], None] = lambda _: None) -> bool:
             f"look for what uses it, then repeat: orch playground down{record.name_option(name)}",
         )
     return there
-
-
-def _kill_processes(found: record.Record) -> None:
-    def everything() -> list[ProcessId]:
-        # The daemons first: none of them shall start again what is being killed.
-        recorded = [identity for identity in found.daemons.values() if identity.is_alive()]
-        in_nodes = chain.from_iterable(in_network_namespace(node.namespace_path) for node in found.layout.nodes)
-        return [*recorded, *in_nodes, *leftovers.processes_in_cgroups(found.layout)]
-
-    left = kill_until_gone(everything, _KILL_LIMIT_S)
-    if left:
-        raise FailedPrecondition(
-            f"cannot end all processes of playground {found.layout.name}",
-            f"these do not die: {', '.join(str(identity.pid) for identity in left[:10])}",
-            "look at their state in /proc/PID/stack, then repeat",
-        )

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orch_cli.playground import lifecycle, record
+from orch_cli.playground import record
 from orch_cli.playground.layout import DEFAULT_SUBNET, Layout
 from orch_cli.playground.leftovers import mounts_beneath, unescape
 from orch_cli.playground.network import overlapping_route
 from orch_cli.playground.processes import ProcessId, identify
-from orch_rpc.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from orch_rpc.errors import FailedPrecondition, InvalidArgument, NotFound
 
 ROUTES = """\
 Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
@@ -28,9 +28,9 @@ docker0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
 def test_every_name_fits_the_kernel(name: str, count: int) -> None:
     """Whatever a playground is called, its interface names and socket paths are within the kernel's limits."""
     layout = Layout(name, DEFAULT_SUBNET, count)
-    assert len(layout.bridge) <= 15
+    assert len(layout.host_link) <= 15
     for node in layout.nodes:
-        assert len(node.host_link) <= 15
+        assert len(node.port) <= 15
         assert len(str(node.run_dir / "runtime" / "runtime.sock")) < 108
         assert node.address in layout.subnet
         assert node.address != layout.gateway
@@ -47,10 +47,9 @@ def test_a_name_that_would_leave_its_folders_is_refused(name: str) -> None:
 def test_two_playgrounds_share_nothing() -> None:
     """Playgrounds of different names have no path, link, namespace, cgroup or table in common."""
     one, two = Layout("one", DEFAULT_SUBNET, 1), Layout("two", DEFAULT_SUBNET, 1)
-    for part in ("bridge", "table", "run_root", "state_root", "cgroup_root"):
+    for part in ("host_link", "switch", "table", "run_root", "state_root", "cgroup_root"):
         assert getattr(one, part) != getattr(two, part)
     assert one.nodes[0].namespace != two.nodes[0].namespace
-    assert one.nodes[0].host_link != two.nodes[0].host_link
 
 
 def test_a_node_is_found_by_name_and_by_number() -> None:
@@ -59,13 +58,6 @@ def test_a_node_is_found_by_name_and_by_number() -> None:
     assert layout.node("2") == layout.node("node-2")
     with pytest.raises(NotFound, match="node-1, node-2"):
         layout.node("3")
-
-
-def test_more_than_one_node_is_refused_with_the_reason() -> None:
-    """A playground of three nodes is refused before anything is made, and says what has to come first."""
-    with pytest.raises(Unimplemented, match="consensus between managers"):
-        lifecycle.up(Layout("never-made", DEFAULT_SUBNET, 3), show_metrics=False)
-    assert not Layout("never-made", DEFAULT_SUBNET, 3).state_root.exists()
 
 
 @pytest.mark.parametrize(
@@ -127,9 +119,7 @@ def test_a_damaged_record_is_told_and_down_goes_on(tmp_path: Path, monkeypatch: 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `up` records is what `down` reads; a second `up` is refused while the record is there."""
     monkeypatch.setattr(Layout, "state_root", property(lambda _: tmp_path))
-    made = record.Record(
-        Layout("x", IPv4Network("10.9.0.0/24"), 1), show_metrics=True, daemons={"node-1": ProcessId(7, 8)}
-    )
+    made = record.Record(Layout("x", IPv4Network("10.9.0.0/24"), 5), managers=3, show_metrics=True)
     made.create()
     assert record.load("x") == made
     with pytest.raises(FailedPrecondition, match="exists already"):
