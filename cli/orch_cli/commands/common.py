@@ -50,13 +50,9 @@ async def get(stub: ControlAsyncStub, kind: ObjectKind.ValueType, reference: str
     return content(answer.object)
 
 
-async def node_names(stub: ControlAsyncStub) -> dict[str, str]:
-    """Host names of the nodes by id."""
-    names = {}
-    for node in await fetch(stub, OBJECT_KIND_NODE):
-        assert isinstance(node, Node)
-        names[node.id] = node.description.hostname or node.id
-    return names
+async def nodes_by_id(stub: ControlAsyncStub) -> dict[str, Node]:
+    """All nodes: task lists show their names, and whether they are heard of."""
+    return {node.id: node for node in await fetch(stub, OBJECT_KIND_NODE) if isinstance(node, Node)}
 
 
 def parse_filters(values: Sequence[str], known: Collection[str]) -> list[Filter]:

@@ -92,7 +92,7 @@ def _configure_ps(parser: argparse.ArgumentParser) -> None:
 
 
 async def _run_ps(arguments: argparse.Namespace) -> int:
-    from orch_cli.commands.common import fetch, for_each, node_names, parse_filters
+    from orch_cli.commands.common import fetch, for_each, nodes_by_id, parse_filters
     from orch_cli.connection import control
     from orch_cli.output.tasks import TASK_FILTERS, TASKS, task_rows
     from orch_proto.objects_pb2 import Task
@@ -107,7 +107,7 @@ async def _run_ps(arguments: argparse.Namespace) -> int:
 
         status = await for_each(arguments.references or ["self"], one)
         tasks = [task for task in await fetch(stub, OBJECT_KIND_TASK, filters) if isinstance(task, Task)]
-        nodes = await node_names(stub)
+        nodes = await nodes_by_id(stub)
     own = [task for task in tasks if task.node_id in identifiers]
     print_listing(
         TASKS, task_rows(own, nodes, no_trunc=arguments.no_trunc, resolve=not arguments.no_resolve), arguments

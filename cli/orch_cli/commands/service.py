@@ -48,7 +48,7 @@ def _configure_ps(parser: argparse.ArgumentParser) -> None:
 
 
 async def _run_ps(arguments: argparse.Namespace) -> int:
-    from orch_cli.commands.common import fetch, for_each, get, node_names, parse_filters
+    from orch_cli.commands.common import fetch, for_each, get, nodes_by_id, parse_filters
     from orch_cli.connection import control
     from orch_cli.output.tasks import TASK_FILTERS, TASKS, task_rows
     from orch_proto.control_pb2 import Filter
@@ -71,7 +71,7 @@ async def _run_ps(arguments: argparse.Namespace) -> int:
             values = [*identifiers, *(service.spec.annotations.name for service in found)]
             listed = await fetch(stub, OBJECT_KIND_TASK, [*filters, Filter(key="service", values=values)])
             tasks = [task for task in listed if isinstance(task, Task) and task.service_id in identifiers]
-        nodes = await node_names(stub)
+        nodes = await nodes_by_id(stub)
     rows = task_rows(tasks, nodes, no_trunc=arguments.no_trunc, resolve=not arguments.no_resolve)
     print_listing(TASKS, rows, arguments)
     return status

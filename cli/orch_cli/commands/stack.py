@@ -103,7 +103,7 @@ def _configure_ps(parser: argparse.ArgumentParser) -> None:
 
 
 async def _run_ps(arguments: argparse.Namespace) -> int:
-    from orch_cli.commands.common import fetch, node_names, parse_filters
+    from orch_cli.commands.common import fetch, nodes_by_id, parse_filters
     from orch_cli.connection import control
     from orch_cli.output.tasks import TASK_FILTERS, TASKS, task_rows
     from orch_proto.objects_pb2 import Task
@@ -117,7 +117,7 @@ async def _run_ps(arguments: argparse.Namespace) -> int:
                 f"nothing found in stack: {arguments.stack}", "there is no such stack", "`orch stack ls` lists them"
             )
         tasks = await fetch(stub, OBJECT_KIND_TASK, [*filters, _stack_filter(stack)])
-        nodes = await node_names(stub)
+        nodes = await nodes_by_id(stub)
     own = [task for task in tasks if isinstance(task, Task) and task.stack_id in ("", stack.id)]
     print_listing(
         TASKS, task_rows(own, nodes, no_trunc=arguments.no_trunc, resolve=not arguments.no_resolve), arguments

@@ -18,7 +18,7 @@ def _configure_ls(parser: argparse.ArgumentParser) -> None:
 
 
 async def _run_ls(arguments: argparse.Namespace) -> int:
-    from orch_cli.commands.common import fetch, node_names, parse_filters
+    from orch_cli.commands.common import fetch, nodes_by_id, parse_filters
     from orch_cli.connection import control
     from orch_cli.output.tasks import TASK_FILTERS, TASKS, task_rows
     from orch_proto.objects_pb2 import Task
@@ -27,7 +27,7 @@ async def _run_ls(arguments: argparse.Namespace) -> int:
     filters = parse_filters(arguments.filter, (*TASK_FILTERS, "stack"))
     async with control(arguments.host) as stub:
         tasks = await fetch(stub, OBJECT_KIND_TASK, filters)
-        nodes = await node_names(stub)
+        nodes = await nodes_by_id(stub)
     wanted_only = not arguments.all and not any(item.key == "desired-state" for item in filters)
     own = [
         task

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from orch_cli.output.listing import Listing, cut, natural_key, short_id
-from orch_cli.output.units import format_ago
-from orch_proto.objects_pb2 import Task
+from orch_cli.output.units import format_ago, format_duration
+from orch_proto.objects_pb2 import Node, NodeState, Task
 from orch_proto.types_pb2 import PUBLISH_MODE_HOST, PortConfig, PortProtocol, TaskState
 
 TASKS: Final = Listing(
@@ -41,9 +41,31 @@ def task_name(task: Task) -> str:
     return f"{task.service_name}.{task.slot or task.node_id}"
 
 
-def task_reason(task: Task) -> str:
+def is_out_of_sight(task: Task, node: Node | None) -> bool:
+    """Whether a task that has not ended is on a node that is not heard of: nobody can tell how it is."""
+    return (
+        node is not None
+        and node.status.state == NodeState.NODE_STATE_DOWN
+        and task.status.state <= TaskState.TASK_STATE_RUNNING
+    )
+
+
+def current_state(task: Task, node: Node | None, now_ms: int) -> str:
+    """``Running 2 minutes ago``; of a task out of sight, since when it is that."""
+    if node is not None and is_out_of_sight(task, node):
+        return f"Disconnected {format_ago(node.status.since_unix_ms, now_ms)}".rstrip()
+    return f"{state_word(task.status.state).capitalize()} {format_ago(task.status.timestamp_unix_ms, now_ms)}".rstrip()
+
+
+def task_reason(task: Task, node: Node | None = None, now_ms: int = 0) -> str:
     """Why a task is not well: its error, or why it waits; empty when there is nothing to say."""
     status = task.status
+    if node is not None and is_out_of_sight(task, node):
+        seen = f"node down, last seen {state_word(status.state)}"
+        left_ms = node.status.since_unix_ms + task.spec.disconnect_grace_ms - now_ms
+        if task.desired_state > TaskState.TASK_STATE_RUNNING or left_ms <= 0:
+            return seen
+        return f"{seen}; waiting up to {format_duration(left_ms / 1000)}".lower()
     if status.error:
         return status.error
     if status.state == TaskState.TASK_STATE_PENDING and status.message and status.message != "pending":
@@ -58,7 +80,7 @@ def protocol_word(protocol: PortProtocol.ValueType) -> str:
 
 def task_rows(
     tasks: Iterable[Task],
-    nodes: Mapping[str, str],
+    nodes: Mapping[str, Node],
     *,
     no_trunc: bool = False,
     resolve: bool = True,
@@ -79,17 +101,18 @@ def task_rows(
     previous = ""
     for task in ordered:
         name = task_name(task)
-        since = format_ago(task.status.timestamp_unix_ms, now_ms)
-        error = task_reason(task)
+        node = nodes.get(task.node_id)
+        node_name = node.description.hostname if node is not None and resolve else ""
+        error = task_reason(task, node, now_ms)
         shown = error if no_trunc else cut(error, ERROR_LENGTH)
         rows.append(
             {
                 "ID": short_id(task.id, full=no_trunc),
                 "Name": f" \\_ {name}" if name == previous else name,
                 "Image": task.spec.container.image,
-                "Node": nodes.get(task.node_id, task.node_id) if resolve else short_id(task.node_id, full=no_trunc),
+                "Node": node_name or short_id(task.node_id, full=no_trunc or resolve),
                 "DesiredState": state_word(task.desired_state).capitalize(),
-                "CurrentState": f"{state_word(task.status.state).capitalize()} {since}".rstrip(),
+                "CurrentState": current_state(task, node, now_ms),
                 "Error": f'"{shown}"' if shown else "",
                 "Ports": ", ".join(
                     f"{port.host_ip or '*'}:{port.published_port}->{port.target_port}/{protocol_word(port.protocol)}"

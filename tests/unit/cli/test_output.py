@@ -18,7 +18,7 @@ from orch_cli.errors import CliError, UsageError
 from orch_cli.output.listing import Listing, natural_key, print_listing
 from orch_cli.output.tasks import format_ports, task_rows
 from orch_cli.output.units import format_ago, format_duration, format_size
-from orch_proto.objects_pb2 import Task
+from orch_proto.objects_pb2 import Node, NodeState, Task
 from orch_proto.types_pb2 import PORT_PROTOCOL_TCP, PUBLISH_MODE_INGRESS, PortConfig, TaskState
 
 LISTING = Listing(columns=(("Name", "NAME"), ("Size", "SIZE")), quiet="ID", extra=(("ID", "ID"),))
@@ -103,6 +103,26 @@ def test_earlier_tasks_stand_below_the_newest() -> None:
     assert rows[0]["CurrentState"] == "Running 2 minutes ago"
     assert (len(rows[0]["ID"]), len(rows[1]["Error"])) == (12, 62)
     assert len(task_rows(tasks, {}, no_trunc=True)[1]["Error"]) == 102
+
+
+def test_a_task_on_a_lost_node_is_shown_as_out_of_sight() -> None:
+    """Its state is not passed off as known: since when, what was seen last, and how long it is waited for."""
+    node = Node(id="n2")
+    node.description.hostname = "two"
+    node.status.state = NodeState.NODE_STATE_DOWN
+    node.status.since_unix_ms = 100_000
+    task = Task(id="t", service_name="web", slot=1, node_id="n2", desired_state=TaskState.TASK_STATE_RUNNING)
+    task.status.state = TaskState.TASK_STATE_RUNNING
+    task.status.timestamp_unix_ms = 1000
+    task.spec.disconnect_grace_ms = 60_000
+    row = task_rows([task], {"n2": node}, now_ms=120_000)[0]
+    assert row["CurrentState"] == "Disconnected 20 seconds ago"
+    assert row["Error"] == '"node down, last seen running; waiting up to 40 seconds"'
+    task.desired_state = TaskState.TASK_STATE_SHUTDOWN
+    row = task_rows([task], {"n2": node}, now_ms=120_000)[0]
+    assert row["Error"] == '"node down, last seen running"'
+    node.status.state = NodeState.NODE_STATE_READY
+    assert task_rows([task], {"n2": node}, now_ms=120_000)[0]["CurrentState"].startswith("Running")
 
 
 STEPS = [
