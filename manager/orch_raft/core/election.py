@@ -21,18 +21,8 @@ def tick(state: MemberState) -> None:
 
 
 def may_campaign(state: MemberState) -> bool:
-    """Whether this member may stand for election.
-
-    Not while a committed change of the members waits to be applied here: the others may have gone on to the change
-    after it, and a majority of the members known here may be none of theirs.
-    """
-    return (
-        not state.leads
-        and state.is_voter
-        and not state.removed
-        and not state.installing
-        and not any(index <= state.log.commit for index in state.log.membership_indexes)
-    )
+    """Whether this member may stand for election."""
+    return not state.leads and state.may_be_needed and not state.removed and not state.installing
 
 
 def campaign(state: MemberState) -> None:

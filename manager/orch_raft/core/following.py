@@ -28,6 +28,8 @@ def handle_append(state: MemberState, message: Message) -> None:
         )
         return
     log.merge(message.entries)
+    if log.membership_indexes != state.known_changes:
+        reconfiguration.refresh(state)
     matched = message.index + len(message.entries)
     # Only what was compared with the leader's may be committed by its word.
     log.commit_to(min(message.commit, matched))
@@ -72,7 +74,7 @@ def handle_snapshot(state: MemberState, message: Message) -> None:
         _accept(state, message.sender, meta.index)
         return
     log.restore(meta)
-    reconfiguration.adopt(state, meta.membership)
+    reconfiguration.restore(state, meta.membership)
     state.installing = meta.index
     state.outbox.snapshot = meta
     _accept(state, message.sender, meta.index)

@@ -18,7 +18,7 @@ class RaftLog:
         applied: last index that was applied.
         persisted: last index known to be on this member's disk.
         snapshot: the newest snapshot of this member.
-        membership_indexes: where entries of kind MEMBERSHIP stand that were not applied yet.
+        membership_indexes: where entries of kind MEMBERSHIP stand that were not applied yet, in order.
     """
 
     def __init__(self, recovered: Recovered, view: LogView | None, memory_bytes: int) -> None:
@@ -47,8 +47,9 @@ class RaftLog:
         if first_index > snapshot.index + 1:
             raise ValueError(f"entries {snapshot.index + 1} to {first_index - 1}, after the snapshot, are missing")
         if first_index <= snapshot.index:
-            if entries[snapshot.index - first_index].term != snapshot.term:
-                return
+            own_term = entries[snapshot.index - first_index].term
+            if own_term != snapshot.term:
+                raise ValueError(f"entry {snapshot.index} is of term {own_term}, the snapshot of term {snapshot.term}")
             # The first one stands for what came before it, whose term nobody knows.
             self._base_index, self._base_term = first_index, entries[0].term
             entries = entries[1:]

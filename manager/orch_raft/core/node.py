@@ -29,6 +29,7 @@ class RaftNode:
        `messages_after_sync`. Where nothing is to be written and nothing earlier is outstanding this is at once.
     4. Apply `committed` in order and call `applied(index)`. This need not wait for 2 or 3, but for the restored
        snapshot. The core itself applies changes of membership, within `applied`.
+    5. Take own snapshots at or before `persisted_index`, so that the log on disk never ends before its snapshot.
 
     The next Ready may be taken before the last one is persisted or applied. Messages may be lost, doubled, delayed
     and reordered; who sent them must be true. A `SNAPSHOT` message comes out for a follower that needs one: the
@@ -55,7 +56,8 @@ class RaftNode:
         self._state = MemberState(
             config=config,
             log=RaftLog(recovered, log_view, config.memory_bytes),
-            membership=Membership(()),
+            membership=recovered.snapshot.membership,
+            applied_membership=recovered.snapshot.membership,
             rng=rng,
             term=max(recovered.hard_state.term, recovered.snapshot.term),
             vote=recovered.hard_state.vote,
@@ -66,7 +68,7 @@ class RaftNode:
             raise ValueError(f"the log has entries of term {state.log.last_term}, after the last term {state.term}")
         if recovered.hard_state.term < state.term:
             state.vote = NOBODY
-        reconfiguration.adopt(state, recovered.snapshot.membership)
+        reconfiguration.refresh(state)
         state.reset_election_timer()
         self._told_hard_state = recovered.hard_state
         self._told_standing = self._standing()
@@ -104,7 +106,6 @@ class RaftNode:
         """
         state = self._state
         reconfiguration.apply_up_to(state, index)
-        state.log.applied_to(index)
 
     def snapshot_persisted(self, meta: SnapshotMeta) -> None:
         """The snapshot that a Ready told to install is durable, and the state machine was restored from it."""
@@ -137,7 +138,7 @@ class RaftNode:
         return replication.propose(self._state, data)
 
     def propose_membership(self, change: MembershipChange) -> Proposed | Refused:
-        """Take a change of the members into the log. It takes effect on each member when that one has applied it."""
+        """Take a change of the members into the log; it is final once it is applied."""
         return reconfiguration.propose(self._state, change)
 
     def read_index(self, context: bytes) -> Refused | None:
@@ -272,6 +273,11 @@ class RaftNode:
         return self._state.log.applied
 
     @property
+    def persisted_index(self) -> int:
+        """The last entry known to be on this member's disk; it may lie before the applied one."""
+        return self._state.log.persisted
+
+    @property
     def last_index(self) -> int:
         """The last entry of its log."""
         return self._state.log.last_index
@@ -289,6 +295,11 @@ class RaftNode:
     @property
     def membership(self) -> Membership:
         """The members as of `applied_index`, which is what a snapshot of the state there must hold."""
+        return self._state.applied_membership
+
+    @property
+    def membership_in_force(self) -> Membership:
+        """The members that count now, by all changes in the log, of which the last may still be taken back."""
         return self._state.membership
 
     @property

@@ -42,7 +42,7 @@ def receive(state: MemberState, message: Message) -> None:
     kind = message.kind
     if kind is MessageKind.REMOVED:
         reconfiguration.handle_removed(state)
-    elif message.sender in state.membership.removed_ids:
+    elif message.sender in state.applied_membership.removed_ids:
         reconfiguration.tell_removed(state, message.sender)
     elif message.term == state.term or _come_to_terms(state, message):
         _dispatch(state, message)

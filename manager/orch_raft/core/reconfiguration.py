@@ -1,8 +1,8 @@
-"""Changes of the members, one at a time (thesis, section 4.1 and 4.2; etcd's manner: in force once applied).
+"""Changes of the members, one at a time (thesis, sections 4.1 and 4.2).
 
-Two successive sets of members differ by one voter, so their majorities overlap. That holds as long as a leader begins
-no change before the last one is committed and applied here, and nobody campaigns with a committed change not yet
-applied.
+A change counts from the moment it is in a member's log, committed or not, and no longer when it is replaced there. Two
+successive sets of members differ by one voter, so their majorities overlap. That holds as long as a leader begins no
+change before it has committed an entry of its own term, and the last change was committed.
 """
 
 from orch_raft.core import reads, replication, transfer
@@ -24,7 +24,7 @@ def propose(state: MemberState, change: MembershipChange) -> Proposed | Refused:
         return refused
     index = state.log.last_index + 1
     state.log.append([Entry(index, state.term, EntryKind.MEMBERSHIP, encode_change(change))])
-    state.pending_change = index
+    refresh(state)
     state.replication_due = True
     return Proposed(state.term, index, index)
 
@@ -36,7 +36,7 @@ def _refusal(state: MemberState, change: MembershipChange) -> Refused | None:
         return Refused(RefusalReason.TRANSFERRING)
     if not state.has_committed_in_term:
         return Refused(RefusalReason.TERM_NOT_COMMITTED)
-    if state.pending_change > state.log.applied:
+    if state.log.membership_indexes:
         return Refused(RefusalReason.CHANGE_IN_FLIGHT)
     return _misfit(state, change) or _quorum_refusal(state, state.membership.after(change))
 
@@ -74,40 +74,60 @@ def _quorum_refusal(state: MemberState, membership: Membership) -> Refused | Non
     )
 
 
-def apply_up_to(state: MemberState, index: int) -> None:
-    """Put the changes among the entries up to an index in force.
+def refresh(state: MemberState) -> None:
+    """Find out which members count: those as of the applied index, and the changes in the log after it.
 
     Raises:
-        ApplyFailed: one of them is of a newer version, so this member cannot know who belongs to the cluster.
+        ApplyFailed: a change is of a newer version, so this member cannot know who belongs to the cluster.
     """
-    for place in [each for each in state.log.membership_indexes if each <= index]:
-        entry = state.log.entry(place)
-        try:
-            change = decode_change(entry.data)
-        except ValueError as error:
-            raise ApplyFailed(place, error) from error
-        adopt(state, state.membership.after(change))
-
-
-def adopt(state: MemberState, membership: Membership) -> None:
-    """Make a set of members the one in force."""
+    membership = state.applied_membership
+    for index in state.log.membership_indexes:
+        membership = membership.after(_change_at(state, index))
+    state.known_changes = list(state.log.membership_indexes)
     state.membership = membership
     state.voter_ids = frozenset(member.raft_id for member in membership.voters)
-    state.removed = state.removed or state.raft_id in membership.removed_ids
+    state.removed = state.removed or state.raft_id in state.applied_membership.removed_ids
     if state.leads:
         _lead_changed_members(state)
-    elif state.role is not Role.FOLLOWER and not state.is_voter:
+    elif state.role is not Role.FOLLOWER and not state.may_be_needed:
         become_follower(state, state.term, NOBODY)
 
 
+def _change_at(state: MemberState, index: int) -> MembershipChange:
+    try:
+        return decode_change(state.log.entry(index).data)
+    except ValueError as error:
+        raise ApplyFailed(index, error) from error
+
+
+def apply_up_to(state: MemberState, index: int) -> None:
+    """The entries up to an index are applied: what they change is final."""
+    membership = state.applied_membership
+    for place in [each for each in state.log.membership_indexes if each <= index]:
+        membership = membership.after(_change_at(state, place))
+    state.log.applied_to(index)
+    if membership is not state.applied_membership:
+        state.applied_membership = membership
+    if state.known_changes != state.log.membership_indexes:
+        refresh(state)
+
+
+def restore(state: MemberState, membership: Membership) -> None:
+    """Take over the members of a snapshot."""
+    state.applied_membership = membership
+    refresh(state)
+
+
 def _lead_changed_members(state: MemberState) -> None:
-    present = {member.raft_id for member in state.membership.members}
-    for raft_id in [each for each in state.peers if each not in present and each != state.raft_id]:
+    members = (*state.membership.members, *state.applied_membership.members)
+    # A member whose removal is not committed may come back if another leader replaces that entry.
+    present = {member.raft_id for member in members} | {state.raft_id}
+    for raft_id in [each for each in state.peers if each not in present]:
         del state.peers[raft_id]
         tell_removed(state, raft_id)
     for raft_id in sorted(present - state.peers.keys()):
         state.peers[raft_id] = Progress(raft_id, state.log.last_index + 1, state.now)
-    if not state.is_voter:
+    if not state.may_be_needed:
         _leave_leadership(state)
         return
     if state.transfer_target not in state.voter_ids:
@@ -119,7 +139,10 @@ def _lead_changed_members(state: MemberState) -> None:
 
 
 def _leave_leadership(state: MemberState) -> None:
-    """Step down after the own removal or demotion was committed, and let the most complete voter follow at once."""
+    """Step down after the own removal or demotion was committed, and let the most complete voter follow at once.
+
+    Until then it leads without counting itself in a majority (thesis, section 4.2.2).
+    """
     voters = [state.peers[voter_id] for voter_id in state.voter_ids]
     best = max(voters, key=lambda peer: (peer.match, peer.raft_id))
     transfer.tell_to_campaign(state, best.raft_id)

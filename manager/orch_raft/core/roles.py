@@ -40,12 +40,9 @@ def become_leader(state: MemberState) -> None:
     state.role = Role.LEADER
     state.leader_id = state.raft_id
     log = state.log
-    state.peers = {
-        member.raft_id: Progress(member.raft_id, log.last_index + 1, state.now) for member in state.membership.members
-    }
+    members = (*state.membership.members, *state.applied_membership.members)
+    state.peers = {member.raft_id: Progress(member.raft_id, log.last_index + 1, state.now) for member in members}
     state.peers[state.raft_id].match = log.persisted
-    # Some entry that is not applied yet may be a change; which ones are is not worth finding out.
-    state.pending_change = log.last_index
     log.append([Entry(log.last_index + 1, state.term, EntryKind.NEW_TERM, b"")])
     state.replication_due = True
 

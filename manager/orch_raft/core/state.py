@@ -75,6 +75,10 @@ class MemberState:
     """One member's state.
 
     Attributes:
+        membership: the members that count, by all changes in the log.
+        applied_membership: those as of the applied index, which are final.
+        voter_ids: the voters of `membership`.
+        known_changes: where the changes stand in the log that `membership` has and `applied_membership` has not.
         term, vote: as in the Raft paper, figure 2; on disk before anything that follows from them leaves.
         now: ticks since the start.
         election_elapsed: ticks since the timer of elections was reset; by word from a leader, a vote, a campaign.
@@ -83,7 +87,6 @@ class MemberState:
         votes: answers in the present campaign.
         transferred: this campaign was asked for by the present leader.
         peers: the leader's view of each member, itself included.
-        pending_change: on the leader, index of the last entry that may be a change of members.
         transfer_target: who is to take over.
         transfer_elapsed: ticks since that was asked for.
         installing: index of a snapshot that was handed out and is not installed yet.
@@ -94,6 +97,7 @@ class MemberState:
     config: CoreConfig
     log: RaftLog
     membership: Membership
+    applied_membership: Membership
     rng: random.Random
     term: int
     vote: int
@@ -106,7 +110,6 @@ class MemberState:
     votes: dict[int, bool] = field(default_factory=dict)
     transferred: bool = False
     peers: dict[int, Progress] = field(default_factory=dict)
-    pending_change: int = 0
     transfer_target: int = NOBODY
     transfer_elapsed: int = 0
     installing: int = 0
@@ -115,6 +118,7 @@ class MemberState:
     reads: ReadQueue = field(default_factory=ReadQueue)
     outbox: Outbox = field(default_factory=Outbox)
     voter_ids: frozenset[int] = frozenset()
+    known_changes: list[int] = field(default_factory=list)
 
     @property
     def raft_id(self) -> int:
@@ -132,9 +136,15 @@ class MemberState:
         return quorum(len(self.voter_ids))
 
     @property
-    def is_voter(self) -> bool:
-        """Whether its own vote counts."""
-        return self.raft_id in self.voter_ids
+    def may_be_needed(self) -> bool:
+        """Whether it votes, or will until its removal or demotion is committed.
+
+        Until then nobody else may have the entry that says so, and then nobody else can be elected (thesis,
+        section 4.2.2).
+        """
+        return self.raft_id in self.voter_ids or any(
+            member.raft_id == self.raft_id for member in self.applied_membership.voters
+        )
 
     def is_reachable(self, peer: Progress) -> bool:
         """Whether the leader has heard of a member within an election timeout."""
