@@ -134,6 +134,22 @@ NOUNS: Final[Mapping[str, Noun]] = {
             "init": "Make a cluster of this node",
             "info": "Show the state of the cluster",
             "leave": "Leave the cluster",
+            "token": "Show or rotate the token that lets nodes join",
+            "ca": "Show or rotate the root certificate",
+            "user": "Make certificates for people",
+        },
+    ),
+    "context": Noun(
+        "Contexts: clusters that can be used from here",
+        "orch_cli.commands.context",
+        {
+            "ls": "List contexts",
+            "use": "Choose the context that commands go to",
+            "import": "Take in a context that was exported, or made by an admin",
+            "export": "Write a context to a file",
+            "create": "Make a context of certificate files",
+            "inspect": "Show contexts",
+            "rm": "Forget contexts",
         },
     ),
     "system": Noun(
@@ -141,6 +157,11 @@ NOUNS: Final[Mapping[str, Noun]] = {
         "orch_cli.commands.system",
         {"events": "Show what happens in the cluster", "version": "Show versions"},
     ),
+}
+
+#: Verbs whose work is not in their noun's module.
+ELSEWHERE: Final[Mapping[tuple[str, str], str]] = {
+    ("cluster", verb): "orch_cli.commands.cluster_trust" for verb in ("token", "ca", "user")
 }
 
 NOUN_ALIASES: Final[Mapping[str, str]] = {"swarm": "cluster"}
@@ -184,7 +205,8 @@ def find_verb(noun: str, verb: str) -> Verb:
     """Imports the module of a command."""
     from importlib import import_module
 
-    verbs: Mapping[str, Verb] = import_module(NOUNS[noun].module).VERBS
+    module = ELSEWHERE.get((noun, verb), NOUNS[noun].module)
+    verbs: Mapping[str, Verb] = import_module(module).VERBS
     return verbs[verb]
 
 
@@ -215,7 +237,7 @@ def print_help(noun: str | None = None) -> None:
             **{name: group.help for name, group in NOUNS.items()},
             "playground": "A cluster on this machine, to try things",
         }
-        lines = ["Usage: orch [--host unix:///path/manager.sock] COMMAND", "", "A small cluster orchestrator.", ""]
+        lines = ["Usage: orch [--host HOST|CONTEXT] COMMAND", "", "A small cluster orchestrator.", ""]
         lines += ["Common commands:", *_entries(common), "", "Commands by subject:", *_entries(nouns)]
         lines += ["", "Run `orch COMMAND --help` for more. ORCH_HOST names a manager, ORCH_DEBUG=1 shows tracebacks."]
     print("\n".join(lines), file=stream)

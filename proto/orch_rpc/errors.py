@@ -24,6 +24,8 @@ from typing import ClassVar, Final
 
 import grpc
 
+from orch_rpc.failures import explain_connection
+
 
 class OrchError(Exception):
     """Base of what is told to people across processes.
@@ -163,6 +165,9 @@ def from_status(code: grpc.StatusCode, details: str, *, doing: str = "") -> Orch
     if "\n" in details or not doing:
         return _from_parts(kind, details or code.name.lower().replace("_", " "))
     if code is grpc.StatusCode.UNAVAILABLE:
+        told = explain_connection(details)
+        if told is not None:
+            return kind(f"cannot {doing}", *told)
         return kind(
             f"cannot {doing}",
             details or "nobody answers",

@@ -203,7 +203,7 @@ def test_logs_carry_their_source(tmp_path: Path) -> None:
         (["stack", "lss"], 1, "unknown"),
         (["stack", "ls", "--nope"], 125, "--nope"),
         (["stack", "ps"], 1, "STACK"),
-        (["--host", "tcp://x:1", "stack", "ls"], 1, "not supported yet"),
+        (["--host", "tcp://x:1", "stack", "ls"], 1, "a certificate is needed"),
         (["--host", "unix:///nowhere/manager.sock", "stack", "ls"], 1, "cannot reach the manager: there is no socket"),
         (["service", "scale", "web"], 1, "SERVICE=REPLICAS"),
         (["deploy", "/nowhere.yml"], 1, "cannot read /nowhere.yml"),
