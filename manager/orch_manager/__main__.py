@@ -1,7 +1,7 @@
-"""Runs a manager: `python -m orch_manager --state-dir DIR --run-dir DIR --node-id ID [--bootstrap FILE]`.
+"""Runs a manager; orchd starts it: `python -m orch_manager --state-dir DIR --run-dir DIR --node-id ID ...`.
 
-Exit status: 0 stopped as asked; 1 something failed, a restart may help; 2 wrong arguments; 3 the state cannot be
-used, a restart does not help.
+Exit status: 0 stopped as asked; 1 something failed, a restart may help; 2 wrong arguments; 3 the state cannot be used,
+a restart does not help; 4 the state is sealed, and no key that opens it was given; 5 the cluster removed this manager.
 """
 
 from __future__ import annotations
@@ -11,27 +11,26 @@ import asyncio
 import ctypes
 import gc
 import os
-import random
 import signal
 import sys
 from pathlib import Path
 
-from orch_manager.founding import read_founding_objects
+from orch_manager.beginning import Beginning, begin
 from orch_manager.process import Manager, Options
 from orch_proto import defaults
-from orch_proto.objects_pb2 import StoreChanges
 from orch_proto.version import VERSION
-from orch_raft.engine import Engine, Member, Observer, StateMachine
-from orch_raft.errors import FatalError, StorageError
-from orch_raft.single import SingleMemberEngine
-from orch_raft.storage import found_cluster, is_founded
+from orch_raft.errors import FatalError, Removed, StateLocked, StorageError
 from orch_rpc import logs
+from orch_rpc.addresses import Address, parse_address
 from orch_rpc.errors import OrchError
+from orch_rpc.identity import IdentitySource, IdentityStore
 
 _log = logs.get("manager")
 EXIT_FAILED = 1
-_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 EXIT_STATE_UNUSABLE = 3
+EXIT_LOCKED = 4
+EXIT_REMOVED = 5
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 _GC_THRESHOLD = 10_000  # new objects before cycles are looked for: a deploy makes thousands that reference counts free
 
 
@@ -42,7 +41,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--state-dir", type=Path, required=True, help="folder of the log and the snapshots")
     parser.add_argument("--run-dir", type=Path, required=True, help="folder of the socket")
     parser.add_argument("--node-id", required=True, help="id of this node")
+    parser.add_argument("--identity-dir", type=Path, help="folder with the node's certificate; needed to listen on TCP")
+    parser.add_argument("--listen-address", default="", help="for managers, agents and people; empty: nowhere")
+    parser.add_argument("--advertise-address", default="", help="where those reach it; by default where it listens")
     parser.add_argument("--bootstrap", type=Path, help="first objects of a new cluster; ignored when there is one")
+    parser.add_argument("--join", default="", help="a manager of the cluster to join; ignored when it has joined")
+    parser.add_argument("--restore", type=Path, help="a backup to begin with; ignored when there is a state")
+    parser.add_argument(
+        "--force-new-cluster", action="store_true", help="go on as the only manager: for a quorum that is lost for good"
+    )
+    parser.add_argument("--unlock-key-file", type=Path, help="holds the key of a locked cluster; removed once read")
     metrics = f"127.0.0.1:{defaults.MANAGER_METRICS_PORT}"
     parser.add_argument("--metrics-address", default=metrics, help="where /metrics is served; empty: nowhere")
     parser.add_argument("--parent-pid", type=int, default=0, help="end when this process, which started it, ends")
@@ -55,30 +63,38 @@ async def _run(arguments: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    is_new = not is_founded(arguments.state_dir)
-    founding = _founding_objects(arguments.bootstrap, is_new=is_new)
-    if founding is not None and is_new:
-        member = Member(raft_id=random.SystemRandom().getrandbits(63) or 1, node_id=arguments.node_id)
-        await asyncio.to_thread(found_cluster, arguments.state_dir, member)
-
-    def make_engine(machine: StateMachine, observer: Observer) -> Engine:
-        return SingleMemberEngine(arguments.state_dir, machine, observer=observer)
-
+    listen: Address | None = None
+    identity: IdentitySource | None = None
+    if arguments.identity_dir is not None:
+        identity = IdentitySource(
+            IdentityStore(arguments.identity_dir), lambda error: _log.warning("identity cannot be read", reason=error)
+        )
+    if arguments.listen_address:
+        listen = parse_address(arguments.listen_address, "the address to listen on")
+    advertised = parse_address(arguments.advertise_address) if arguments.advertise_address else listen
+    begun = await begin(
+        Beginning(
+            state_dir=arguments.state_dir,
+            node_id=arguments.node_id,
+            address=str(advertised) if advertised is not None else "",
+            bootstrap=arguments.bootstrap,
+            join=parse_address(arguments.join) if arguments.join else None,
+            restore=arguments.restore,
+            force_new_cluster=arguments.force_new_cluster,
+            unlock_key_file=arguments.unlock_key_file,
+        )
+    )
     options = Options(
         run_dir=arguments.run_dir,
         node_id=arguments.node_id,
         version=VERSION,
         metrics_address=arguments.metrics_address,
-        founding=founding,
+        founding=begun.founding,
+        listen_address=listen,
+        advertise_address=advertised,
+        identity=identity,
     )
-    await Manager(options, make_engine).run(stop)
-
-
-def _founding_objects(bootstrap: Path | None, *, is_new: bool) -> StoreChanges | None:
-    # A manager that is started again gets the same arguments; orchd has removed the file once the cluster was made.
-    if bootstrap is None or not (is_new or bootstrap.exists()):
-        return None
-    return read_founding_objects(bootstrap)
+    await Manager(options, begun.make_engine).run(stop)
 
 
 def _die_with(parent_pid: int) -> None:
@@ -104,9 +120,15 @@ def main() -> None:
     gc.set_threshold(_GC_THRESHOLD)
     try:
         asyncio.run(_run(arguments))
+    except StateLocked as error:
+        _log.error("the state is locked", reason=error)
+        sys.exit(EXIT_LOCKED)
     except StorageError as error:
         _log.error("the state cannot be used", reason=error)
         sys.exit(EXIT_STATE_UNUSABLE)
+    except Removed as error:
+        _log.error("removed from the managers", reason=error)
+        sys.exit(EXIT_REMOVED)
     except (FatalError, OrchError) as error:
         _log.error("the manager ends", reason=error)
         sys.exit(EXIT_FAILED)

@@ -10,6 +10,13 @@ from orch_raft import errors as raft_errors
 from orch_rpc import errors
 
 
+class NotLeading(errors.Unavailable):
+    """Raised where only a leader may go on; nothing was done. A forwarder takes the call to the leader."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what, "this manager does not lead", "ask the leader, or try again soon")
+
+
 @contextmanager
 def told_as(what: str) -> Iterator[None]:
     """Turns what a write or a read barrier raises into the error a caller understands.
@@ -35,6 +42,6 @@ def told_as(what: str) -> Iterator[None]:
     except raft_errors.OutcomeUnknown as error:
         raise errors.OutcomeUnknown(what, str(error), "look at the state before repeating it") from error
     except raft_errors.NotLeader as error:
-        raise errors.Unavailable(what, "this manager does not lead", "ask the leader, or try again soon") from error
+        raise NotLeading(what) from error
     except raft_errors.RaftError as error:
         raise errors.Unavailable(what, str(error), "look at the manager's log") from error

@@ -6,43 +6,47 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
-from orch_manager import audit
-from orch_manager.allocator.loop import Allocator
+import grpc.aio
+
+from orch_manager.ca.removed import RemovedNodes
+from orch_manager.ca.scope import StackScope
+from orch_manager.ca.service import CAService
 from orch_manager.clock import Clock, IdSource, SystemClock
+from orch_manager.control.cluster import ClusterApi
 from orch_manager.control.objects import Objects
 from orch_manager.control.service import ControlService
 from orch_manager.control.stacks.service import Stacks
 from orch_manager.control.streams import Streams
+from orch_manager.control.unlocking import UnlockKeys
 from orch_manager.dispatcher.calls import NodeCalls
 from orch_manager.dispatcher.hub import Hub
 from orch_manager.dispatcher.service import DispatcherService
+from orch_manager.forwarding.forwarder import Forwarder
+from orch_manager.forwarding.interceptor import ForwardingInterceptor
+from orch_manager.forwarding.leader import Leader
 from orch_manager.founding import write_founding_objects
-from orch_manager.keepers.nodes import NodeKeeper
-from orch_manager.keepers.reaper import TaskReaper
-from orch_manager.keepers.removal import Removal
-from orch_manager.loops import LoopDriver
+from orch_manager.leading import Leading
 from orch_manager.metrics import ManagerMetrics, RaftObserver, StateCollector
 from orch_manager.metrics_http import MetricsServer
-from orch_manager.orchestrator.loop import Orchestrator
 from orch_manager.relay.broker import RelayBroker
-from orch_manager.scheduler.loop import Scheduler
+from orch_manager.serving import SOCKET_NAME, Listening, Servers
 from orch_manager.store.store import Store
 from orch_proto import defaults
-from orch_proto.control_pb2_grpc import add_ControlServicer_to_server
+from orch_proto.ca_pb2_grpc import add_CAServicer_to_server
+from orch_proto.control_pb2 import ClusterInfoRequest, ClusterInfoResponse
+from orch_proto.control_pb2_grpc import ControlStub, add_ControlServicer_to_server
 from orch_proto.dispatcher_pb2_grpc import add_DispatcherServicer_to_server, add_RelayServicer_to_server
-from orch_proto.objects_pb2 import Cluster, StoreChanges
+from orch_proto.objects_pb2 import StoreChanges
 from orch_raft.engine import Engine, Observer, StateMachine
-from orch_raft.errors import EngineStopped, NotLeader
-from orch_rpc import logs, servers
-from orch_rpc.errors import Internal
+from orch_rpc import logs
+from orch_rpc.addresses import Address, parse_address
+from orch_rpc.authorization import Authorization, Policy, current_call
+from orch_rpc.errors import rpc_errors
+from orch_rpc.identity import IdentitySource
+from orch_rpc.tls import ManagerChannels
 
 _log = logs.get("manager")
-SOCKET_NAME: Final = "manager.sock"
-SOCKET_GROUP: Final = "orch"
-#: Milliseconds to wait for leadership before serving.
-_LEADER_WAIT_POLLS: Final = 200
 #: Makes the engine that a store writes through.
 EngineMaker = Callable[[StateMachine, Observer], Engine]
 
@@ -57,6 +61,9 @@ class Options:
         version: of this software.
         metrics_address: where /metrics is served; empty: nowhere.
         founding: first objects of a new cluster, None for one that exists.
+        listen_address: for managers, agents and people; None: the unix socket alone.
+        advertise_address: where those reach it.
+        identity: its certificate; needed to listen, and to speak to other managers.
     """
 
     run_dir: Path
@@ -64,6 +71,9 @@ class Options:
     version: str
     metrics_address: str = ""
     founding: StoreChanges | None = None
+    listen_address: Address | None = None
+    advertise_address: Address | None = None
+    identity: IdentitySource | None = None
 
 
 class Manager:
@@ -86,28 +96,38 @@ class Manager:
         observer = RaftObserver(self.metrics)
         self.store = Store(lambda machine: make_engine(machine, observer), clock_unix_ms=self._clock.unix_ms)
         self.hub = Hub(self.store, clock=self._clock, ids=self._ids, heartbeat_period_ms=defaults.HEARTBEAT_PERIOD_MS)
+        self.leader = Leader(self.store.engine.status, clock=self._clock)
+        self.leading = Leading(self.store, self.hub, self.metrics, clock=self._clock, ids=self._ids)
+        self._channels = ManagerChannels(options.identity) if options.identity is not None else None
         calls = NodeCalls(self.hub)
         self._broker = RelayBroker(self.hub)
+        self._scope = StackScope(self.store)
         self.control = ControlService(
             self.store,
             stacks=Stacks(self.store, calls, clock=self._clock, ids=self._ids),
             objects=Objects(self.store, calls, clock=self._clock, ids=self._ids),
-            streams=Streams(self.store, self._broker, options.node_id),
+            streams=Streams(self.store, self._broker, self._scope, options.node_id),
             calls=calls,
-            node_id=options.node_id,
-            version=options.version,
+            cluster=ClusterApi(
+                self.store,
+                self.leader,
+                UnlockKeys(self.store),
+                clock=self._clock,
+                node_id=options.node_id,
+                version=options.version,
+                ask_leader=self._ask_leader if self._channels is not None else None,
+            ),
         )
+        self._authority = CAService(self.store, clock=self._clock, ids=self._ids)
+        self._dispatcher = DispatcherService(self.hub, self.leader, version=options.version)
         self._metrics_server = MetricsServer(self.metrics.registry, options.metrics_address)
-        self._leading: asyncio.Task[None] | None = None
-        self._broken: BaseException | None = None
-        self._broke = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serves until `stop` is set.
 
         Raises:
             StorageError, FatalError: the state cannot be used or kept; the process must end.
-            OrchError: the socket cannot be used.
+            OrchError: an address or the socket cannot be used.
         """
         await self.store.start()
         try:
@@ -126,91 +146,79 @@ class Manager:
         finally:
             await self.store.stop()
 
-    async def _serve(self, stop: asyncio.Event) -> None:
-        server = servers.new_server(self.metrics.rpc_served)
+    # ---- serving -------------------------------------------------------------------------------------
+
+    def _servers(self) -> Servers:
+        identity = self._options.identity
+        policy = Policy(
+            cluster_id=identity.current().cluster_id if identity is not None else "",
+            is_removed=RemovedNodes(self.store),
+            check_scope=self._scope,
+        )
+        interceptors: list[object] = [Authorization(policy)]
+        if self._channels is not None:
+            interceptors.insert(0, ForwardingInterceptor(self.leader, Forwarder(self.leader, self._channels)))
+        return Servers(
+            Listening(self._options.run_dir / SOCKET_NAME, self._options.listen_address, identity),
+            all_servicers=self._add_all,
+            joining_servicers=lambda server: add_CAServicer_to_server(self._authority, server),
+            interceptors=interceptors,
+            observer=self.metrics.rpc_served,
+        )
+
+    def _add_all(self, server: grpc.aio.Server) -> None:
         add_ControlServicer_to_server(self.control, server)
-        add_DispatcherServicer_to_server(DispatcherService(self.hub, version=self._options.version), server)
+        add_DispatcherServicer_to_server(self._dispatcher, server)
         add_RelayServicer_to_server(self._broker, server)
-        following = asyncio.create_task(self._follow_leadership(), name="leadership")
-        fatal = asyncio.create_task(self.store.engine.wait_stopped(), name="engine")
-        stopping = asyncio.create_task(stop.wait(), name="stop")
-        breaking = asyncio.create_task(self._broke.wait(), name="loops-broke")
+        add_CAServicer_to_server(self._authority, server)
+
+    async def _serve(self, stop: asyncio.Event) -> None:
+        listening = self._servers()
+        lives = [
+            asyncio.create_task(self._follow_leadership(), name="leadership"),
+            asyncio.create_task(self.store.engine.wait_stopped(), name="engine"),
+            asyncio.create_task(stop.wait(), name="stop"),
+            asyncio.create_task(self.leading.broken(), name="loops-broke"),
+        ]
         try:
-            await self._leads_or_knows_who()
-            await servers.start_on_unix_socket(server, self._options.run_dir / SOCKET_NAME, group=SOCKET_GROUP)
+            await self.leading.settle()
+            await listening.start()
             await self._metrics_server.start()
-            _log.info("manager serves", node=self._options.node_id, socket=self._options.run_dir / SOCKET_NAME)
-            await asyncio.wait((following, fatal, stopping, breaking), return_when=asyncio.FIRST_COMPLETED)
-            if self._broken is not None:
-                why = f"{type(self._broken).__name__}: {self._broken}"
-                raise Internal("the control loops ended", why, "this is a defect of orch; its log has the details")
-            if fatal.done():
-                fatal.result()
-            if following.done():
-                following.result()
+            done, _ = await asyncio.wait(lives, return_when=asyncio.FIRST_COMPLETED)
+            for life in done:
+                life.result()
         finally:
             await self._metrics_server.stop()
             for session in list(self.hub.sessions.values()):
                 session.end("this manager stops", reconnect=True)
-            await servers.stop(server, grace_s=0.5)
-            (self._options.run_dir / SOCKET_NAME).unlink(missing_ok=True)
-            for task in (following, fatal, stopping, breaking):
-                task.cancel()
-            await asyncio.gather(following, fatal, stopping, breaking, return_exceptions=True)
-            await self._stop_leading()
+            await listening.stop()
+            for life in lives:
+                life.cancel()
+            await asyncio.gather(*lives, return_exceptions=True)
+            await self.leading.stop()
+            if self._channels is not None:
+                await self._channels.close()
+
+    async def _ask_leader(self, address: str) -> ClusterInfoResponse:
+        """How the cluster is, asked of the leader, for whoever asked here and was admitted."""
+        assert self._channels is not None
+        stub = ControlStub(self._channels.get(parse_address(address)))
+        with rpc_errors("ask the leader"):
+            return await stub.ClusterInfo(
+                ClusterInfoRequest(),
+                timeout=defaults.NODE_CALL_TIMEOUT_MS / 1000,
+                metadata=current_call().caller.to_metadata(),
+            )
 
     # ---- leadership ----------------------------------------------------------------------------------
 
-    async def _leads_or_knows_who(self) -> None:
-        """Waits a moment for the hub, so that the first agent is not turned away."""
-        for _ in range(_LEADER_WAIT_POLLS):
-            if self.hub.leading:
-                return
-            await asyncio.sleep(0.001)
-
     async def _follow_leadership(self) -> None:
+        """Begins and ends the leader's work as leadership comes and goes; ends with the engine."""
         async for change in self.store.engine.leadership():
             self.metrics.leader_changes.inc()
-            await self._stop_leading()
+            self.leader.changed(acts_here=False)
+            await self.leading.stop()
             if change.is_leader:
                 _log.info("leads", term=change.term)
-                self._leading = asyncio.create_task(self._lead(), name="leader")
-                self._leading.add_done_callback(self._loops_ended)
-
-    async def _lead(self) -> None:
-        """Runs everything that only the leader runs."""
-        cluster = next(iter(self.store.all(Cluster)), Cluster())
-        period_ms = cluster.spec.dispatcher.heartbeat_period_ms
-        if period_ms:
-            self.hub.set_heartbeat_period(period_ms)
-        loops = (
-            Orchestrator(self.metrics.task_failed),
-            Allocator(),
-            Scheduler(self.metrics.scheduled),
-            NodeKeeper(),
-            TaskReaper(),
-            Removal(),
-        )
-        driver = LoopDriver(
-            self.store, loops, clock=self._clock, ids=self._ids, on_step=self.metrics.step_duration.observe
-        )
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self.hub.run(), name="dispatcher")
-                group.create_task(driver.run(), name="control-loops")
-                group.create_task(audit.run(self.store), name="audit")
-        except* (NotLeader, EngineStopped):
-            _log.info("leads no longer")
-
-    def _loops_ended(self, task: asyncio.Task[None]) -> None:
-        """A control loop that died is a defect: it is told, and ends the process, which orchd restarts."""
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.exception("the control loops ended", error)
-            self._broken = error
-            self._broke.set()
-
-    async def _stop_leading(self) -> None:
-        if self._leading is not None:
-            self._leading.cancel()
-            await asyncio.gather(self._leading, return_exceptions=True)
-            self._leading = None
+                self.leading.start()
+                self.leader.changed(acts_here=True)

@@ -87,7 +87,7 @@ class SimulatedCluster:
             await self._found()
         self._watch = self.store.watch()
         self._tasks = [
-            asyncio.create_task(self.manager._lead()),
+            asyncio.create_task(self.manager.leading.run()),
             asyncio.create_task(self._check()),
             *(asyncio.create_task(agent.serve(self.manager.hub)) for agent in self.agents),
         ]

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 
 from orch_manager import tasks as states
 from orch_manager.control.queries import labels_of, name_of, predicate
-from orch_manager.faults import told_as
 from orch_manager.labels import NAMESPACE_LABEL
 from orch_manager.store.changes import Action, Event
 from orch_manager.store.schema import SCHEMA
@@ -44,7 +43,7 @@ def _words(event: Event) -> tuple[str, str]:
 
 
 async def cluster_events(store: Store, request: EventsRequest) -> AsyncIterator[ClusterEvent]:
-    """Events until the caller leaves.
+    """Events until the caller leaves, who has waited for a read barrier.
 
     Raises:
         InvalidArgument: the past was asked for.
@@ -54,8 +53,6 @@ async def cluster_events(store: Store, request: EventsRequest) -> AsyncIterator[
         raise InvalidArgument(
             "cannot show past events", "this version keeps none", "ask without since, or read the log"
         )
-    with told_as("cannot show events"):
-        await store.read_barrier()
     matches = predicate(store, request.filters)
     with store.watch() as watch:
         async for event in watch:

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Final
 
-from orch_manager import tasks as states
+from orch_manager.control.cluster import ClusterApi
 from orch_manager.control.events import cluster_events
 from orch_manager.control.objects import Objects
 from orch_manager.control.queries import kind_of, predicate, public, resolve
@@ -20,10 +19,11 @@ from orch_manager.store.store import Store
 from orch_proto import control_pb2 as control
 from orch_proto.control_pb2_grpc import ControlServicer
 from orch_proto.node_pb2 import LogLines, RelayOutput
-from orch_proto.objects_pb2 import Cluster, Node, NodeState, Service, Stack, Task
-from orch_raft.engine import Suffrage
+from orch_proto.objects_pb2 import Node
 
 _Context = Any
+#: Metadata: with "1" the answer may be out of date, and is given even while there is no leader.
+STALE_KEY: Final = "orch-stale"
 
 
 class ControlService(ControlServicer):
@@ -35,8 +35,7 @@ class ControlService(ControlServicer):
         objects: single objects.
         streams: logs, exec, image data.
         calls: questions to nodes.
-        node_id: this manager's node.
-        version: of this software.
+        cluster: the cluster itself.
     """
 
     def __init__(
@@ -47,16 +46,14 @@ class ControlService(ControlServicer):
         objects: Objects,
         streams: Streams,
         calls: NodeCalls,
-        node_id: str,
-        version: str,
+        cluster: ClusterApi,
     ) -> None:
         self._store = store
         self._stacks = stacks
         self._objects = objects
         self._streams = streams
         self._calls = calls
-        self._node_id = node_id
-        self._version = version
+        self._cluster = cluster
 
     async def _barrier(self, *, stale: bool) -> None:
         """Makes the reads that follow linearizable, unless the caller does not want that."""
@@ -85,15 +82,13 @@ class ControlService(ControlServicer):
 
     async def Get(self, request: control.GetRequest, context: _Context) -> control.GetResponse:
         """One object."""
-        del context
-        await self._barrier(stale=request.stale)
+        await self._barrier(stale=request.stale or is_stale(context))
         item = resolve(self._store, kind_of(request.kind), request.reference)
         return control.GetResponse(object=public(item))
 
     async def List(self, request: control.ListRequest, context: _Context) -> control.ListResponse:
         """Objects of a kind."""
-        del context
-        await self._barrier(stale=request.stale)
+        await self._barrier(stale=request.stale or is_stale(context))
         matches = predicate(self._store, request.filters)
         items: list[Any] = [item for item in self._store.all(kind_of(request.kind)) if matches(item)]
         items.sort(key=lambda item: (item.meta.created_at_unix_ms, item.id))
@@ -124,13 +119,13 @@ class ControlService(ControlServicer):
 
     async def Watch(self, request: control.WatchRequest, context: _Context) -> AsyncIterator[control.WatchEvent]:
         """Streams changes."""
-        del context
+        await self._barrier(stale=is_stale(context))
         async for event in watch(self._store, request):
             yield event
 
     async def Events(self, request: control.EventsRequest, context: _Context) -> AsyncIterator[control.ClusterEvent]:
         """Streams sentences about changes."""
-        del context
+        await self._barrier(stale=is_stale(context))
         async for event in cluster_events(self._store, request):
             yield event
 
@@ -138,33 +133,20 @@ class ControlService(ControlServicer):
 
     async def ClusterInfo(self, request: control.ClusterInfoRequest, context: _Context) -> control.ClusterInfoResponse:
         """How the cluster is."""
-        del request, context
-        status = self._store.engine.status()
-        voters = sum(1 for member in status.members if member.suffrage is Suffrage.VOTER)
-        answer = control.ClusterInfoResponse(
-            version=self._version,
-            raft_term=status.term,
-            raft_index=status.applied_index,
-            tolerates=max(0, (voters - 1) // 2),
-            stacks=len(self._store.all(Stack)),
-            services=len(self._store.all(Service)),
-            node_id=self._node_id,
-        )
-        for cluster in self._store.all(Cluster)[:1]:
-            answer.cluster.CopyFrom(public(cluster).cluster)
-        for member in status.members:
-            answer.members.add(
-                raft_id=member.raft_id,
-                node_id=member.node_id,
-                address=member.address,
-                leader=member.raft_id == status.leader_id,
-                learner=member.suffrage is Suffrage.LEARNER,
-                reachable=True,
-                match_index=status.last_index if member.raft_id == status.member_id else 0,
-            )
-        answer.nodes_by_state.update(Counter(node_state_name(node) for node in self._store.all(Node)))
-        answer.tasks_by_state.update(Counter(states.state_name(task.status.state) for task in self._store.all(Task)))
-        return answer
+        del request
+        return await self._cluster.info(stale=is_stale(context))
+
+    async def Backup(self, request: control.BackupRequest, context: _Context) -> AsyncIterator[control.BackupPart]:
+        """Streams the whole state at one moment."""
+        del request
+        await self._barrier(stale=is_stale(context))
+        async for part in self._cluster.backup():
+            yield part
+
+    async def UnlockKey(self, request: control.UnlockKeyRequest, context: _Context) -> control.UnlockKeyResponse:
+        """Shows or changes the key that opens locked managers."""
+        del context
+        return await self._cluster.unlock_key(request.action)
 
     # ---- nodes ---------------------------------------------------------------------------------------
 
@@ -193,6 +175,6 @@ class ControlService(ControlServicer):
             yield output
 
 
-def node_state_name(node: Node) -> str:
-    """A node's state as people see it: ready."""
-    return NodeState.Name(node.status.state).removeprefix("NODE_STATE_").lower()
+def is_stale(context: _Context) -> bool:
+    """Whether the caller is content with what this manager knows, without asking whether it is the newest."""
+    return (STALE_KEY, "1") in tuple(context.invocation_metadata() or ())

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from orch_manager import tasks as states
+from orch_manager.ca.scope import StackScope
 from orch_manager.control.queries import resolve
 from orch_manager.relay.broker import Relay, RelayBroker
 from orch_manager.relay.merge import LineMerger
@@ -16,6 +17,7 @@ from orch_manager.streaming import END_OF_STREAM
 from orch_proto.control_pb2 import ExecRequest, LogsRequest, SendToNodeRequest
 from orch_proto.node_pb2 import CallError, LogLine, LogLines, LogsCall, RelayCall, RelayInput, RelayOutput
 from orch_proto.objects_pb2 import Node, Service, Stack, Task
+from orch_rpc.authorization import current_call
 from orch_rpc.errors import FailedPrecondition, InvalidArgument, NotFound, OrchError
 
 _Context = Any
@@ -31,11 +33,13 @@ class Streams:
     Args:
         store: to find tasks.
         broker: to reach nodes.
+        scope: what users may touch who are limited to some stacks.
         node_id: this manager's own node.
     """
 
-    def __init__(self, store: Store, broker: RelayBroker, node_id: str) -> None:
+    def __init__(self, store: Store, broker: RelayBroker, scope: StackScope, node_id: str) -> None:
         self._store = store
+        self._scope = scope
         self._broker = broker
         self._node_id = node_id
 
@@ -131,6 +135,8 @@ class Streams:
         if first is END_OF_STREAM or first.WhichOneof("message") != "start":
             raise InvalidArgument("cannot run a command", "the first message must be `start`")
         task = self._running_task(first.start.target)
+        current_call().about(f"task {task.service_name}.{task.slot} {task.id}")
+        self._scope.require_task(task)
         call = RelayCall(exec=first.start.call)
         call.exec.task_id = task.id
         async for output in self._pipe(context, task.node_id, call):
@@ -150,7 +156,11 @@ class Streams:
         if first is END_OF_STREAM or first.WhichOneof("message") != "start":
             raise InvalidArgument("cannot send to a node", "the first message must be `start`")
         reference = first.start.node
-        node_id = resolve(self._store, Node, reference).id if reference else self._node_id
+        call = current_call()
+        # The manager that people asked, also when it has passed the call on.
+        own_id = call.caller.forwarded_by or self._node_id
+        node_id = resolve(self._store, Node, reference).id if reference else own_id
+        call.about(f"node {node_id}")
         async for output in self._pipe(context, node_id, first.start.call):
             yield output
 

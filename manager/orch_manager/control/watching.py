@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from orch_manager.control.queries import kind_of, predicate, public
-from orch_manager.faults import told_as
 from orch_manager.store.changes import Action
 from orch_manager.store.schema import KINDS, Kind, StoreObject
 from orch_manager.store.store import Store
@@ -23,14 +22,12 @@ _ACTIONS: Final = {
 
 
 async def watch(store: Store, request: WatchRequest) -> AsyncIterator[WatchEvent]:
-    """Events until the caller leaves.
+    """Events until the caller leaves, who has waited for a read barrier.
 
     Raises:
         Unavailable: the caller reads too slowly, or the manager stops.
     """
     kinds: Sequence[Kind] = [kind_of(number) for number in request.kinds] or KINDS
-    with told_as("cannot watch"):
-        await store.read_barrier()
     matches = predicate(store, request.filters)
 
     def view(reader: Reader) -> list[StoreObject]:

@@ -14,12 +14,14 @@ from orch_manager.dispatcher.assignments import in_messages
 from orch_manager.dispatcher.hub import Hub
 from orch_manager.dispatcher.session import Session, ended_error
 from orch_manager.faults import told_as
+from orch_manager.forwarding.leader import Leader
 from orch_manager.streaming import END_OF_STREAM
 from orch_proto import defaults
 from orch_proto.dispatcher_pb2 import (
     AssignmentChange,
     HeartbeatAck,
     ManagerMessage,
+    SessionEnd,
     SessionOpened,
     StatusAck,
     StatusBatch,
@@ -27,6 +29,7 @@ from orch_proto.dispatcher_pb2 import (
 from orch_proto.dispatcher_pb2_grpc import DispatcherServicer
 from orch_proto.objects_pb2 import Cluster, Node
 from orch_rpc import logs
+from orch_rpc.authorization import current_call
 from orch_rpc.errors import Cancelled, InvalidArgument, OrchError
 
 _log = logs.get("dispatcher")
@@ -42,9 +45,11 @@ _OPEN_TIMEOUT_S: Final = defaults.NODE_CALL_TIMEOUT_MS / 1000
 class _Stream:
     """One `Attach` call: three workers over one session."""
 
-    def __init__(self, hub: Hub, session: Session, context: _Context) -> None:
+    def __init__(self, hub: Hub, session: Session, context: _Context, leader: Leader) -> None:
         self._hub = hub
         self._session = session
+        self._leader = leader
+        self._told_managers: list[str] = []
         self._context = context
         self._batches: asyncio.Queue[StatusBatch] = asyncio.Queue(maxsize=_WAITING_BATCHES)
         self._held = ""
@@ -55,12 +60,14 @@ class _Stream:
     async def run(self, cluster_id: str, version: str) -> None:
         """Serves until the agent closes, the session is ended, or something fails."""
         node = self._hub.store.get(Node, self._session.node_id)
+        self._told_managers = self._leader.addresses()
         opened = SessionOpened(
             session_id=self._session.session_id,
             heartbeat_period_ms=self._hub.liveness.next_period_ms(),
             node=node,
             cluster_id=cluster_id,
             version=version,
+            managers=self._told_managers,
         )
         await self._write(ManagerMessage(opened=opened))
         workers = [
@@ -96,8 +103,7 @@ class _Stream:
             self._hub.heard(node_id)
             kind = message.WhichOneof("message")
             if kind == "heartbeat":
-                ack = HeartbeatAck(sequence=message.heartbeat.sequence, period_ms=self._hub.liveness.next_period_ms())
-                self._session.send(ManagerMessage(heartbeat=ack))
+                self._session.send(ManagerMessage(heartbeat=self._heartbeat_ack(message.heartbeat.sequence)))
             elif kind == "statuses":
                 if len(message.statuses.updates) > defaults.STATUS_BATCH_ITEMS:
                     what = f"cannot take the statuses of node {node_id}"
@@ -110,6 +116,14 @@ class _Stream:
                 self._session.answered(message.call_result)
             elif kind == "open":
                 raise InvalidArgument(f"cannot serve node {node_id}", "the session is open already")
+
+    def _heartbeat_ack(self, sequence: int) -> HeartbeatAck:
+        ack = HeartbeatAck(sequence=sequence, period_ms=self._hub.liveness.next_period_ms())
+        managers = self._leader.addresses()
+        if managers != self._told_managers:
+            ack.managers.extend(managers)
+            self._told_managers = managers
+        return ack
 
     async def _write_statuses(self) -> None:
         """Writes batches, those that wait together as one transaction, and acknowledges them once committed."""
@@ -141,7 +155,7 @@ class _Stream:
             for message in session.take_outbox():
                 await self._write(message)
             if session.end_reason is not None:
-                await self._write(ManagerMessage(end=session.end_reason))
+                await self._write(ManagerMessage(end=with_leader(session.end_reason, self._leader)))
                 raise ended_error(session)
             if session.assignments_dirty:
                 session.assignments_dirty = False
@@ -177,10 +191,17 @@ class _Stream:
 
 
 class DispatcherService(DispatcherServicer):
-    """The gRPC side of the hub."""
+    """The gRPC side of the hub.
 
-    def __init__(self, hub: Hub, *, version: str) -> None:
+    Args:
+        hub: has the sessions.
+        leader: knows where agents are to go when this manager does not lead.
+        version: of this software.
+    """
+
+    def __init__(self, hub: Hub, leader: Leader, *, version: str) -> None:
         self._hub = hub
+        self._leader = leader
         self._version = version
 
     async def Attach(self, request_iterator: Any, context: _Context) -> None:  # type: ignore[override]  # grpc.aio serves coroutines too
@@ -194,19 +215,35 @@ class DispatcherService(DispatcherServicer):
         if first is END_OF_STREAM or first.WhichOneof("message") != "open":
             raise InvalidArgument("cannot attach", "the first message must be `open`", "use an agent of this version")
         opening = first.open
+        current_call().require_node(opening.node_id)
+        if not self._hub.leading:
+            end = SessionEnd(reason="this manager does not lead", reconnect=True)
+            await context.write(ManagerMessage(term=self._hub.store.term, end=with_leader(end, self._leader)))
+            return
         with told_as(f"cannot attach node {opening.node_id}"):
             session = await self._hub.register(
                 opening.node_id, opening.description, _peer_address(context.peer()), opening.highest_term
             )
         cluster = next(iter(self._hub.store.all(Cluster)), Cluster())
         try:
-            await _Stream(self._hub, session, context).run(cluster.id, self._version)
+            await _Stream(self._hub, session, context, self._leader).run(cluster.id, self._version)
         except OrchError:
             raise
         except grpc.aio.UsageError:
             _log.debug("stream is gone", node=session.node_id)
         finally:
             self._hub.unregister(session)
+
+
+def with_leader(end: SessionEnd, leader: Leader) -> SessionEnd:
+    """The end of a session, with where to go instead."""
+    told = SessionEnd()
+    told.CopyFrom(end)
+    found = leader.where()
+    if found is not None:
+        told.leader_address = found.address
+    told.managers.extend(leader.addresses())
+    return told
 
 
 def _peer_address(peer: str) -> str:

@@ -17,6 +17,7 @@ from orch_proto.dispatcher_pb2 import ManagerMessage, RelayDirective, RelayDown
 from orch_proto.dispatcher_pb2_grpc import RelayServicer
 from orch_proto.node_pb2 import CallError, RelayCall, RelayInput, RelayOutput
 from orch_rpc import logs
+from orch_rpc.authorization import current_call
 from orch_rpc.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
 
 _log = logs.get("relay")
@@ -145,6 +146,7 @@ class RelayBroker(RelayServicer):
             raise InvalidArgument("cannot open a relay", "nothing was said in time") from error
         if first is END_OF_STREAM or first.WhichOneof("message") != "hello":
             raise InvalidArgument("cannot open a relay", "the first message must be `hello`")
+        current_call().require_node(first.hello.node_id)
         relay = self._relays.get(first.hello.relay_id)
         if relay is None or relay.node_id != first.hello.node_id or relay.opened.is_set():
             raise NotFound(
