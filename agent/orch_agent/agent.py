@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 
@@ -39,7 +40,6 @@ from orch_proto import node_pb2 as calls
 from orch_proto import objects_pb2 as objects
 from orch_proto.version import VERSION
 from orch_rpc import logs
-from orch_rpc.channels import unix_channel
 
 log = logs.get("agent")
 LEAVE_WAIT_S = 30.0
@@ -56,6 +56,16 @@ class Places:
     manager_socket: Path
 
 
+class NodeEvents(Protocol):
+    """What the leader says of the node rather than of its tasks."""
+
+    def node_changed(self, node: objects.Node) -> None:
+        """The node's own object, as it is now."""
+
+    def managers_changed(self, addresses: tuple[str, ...]) -> None:
+        """The cluster's managers, when they are others than before."""
+
+
 class Agent:
     """The node's agent, from joining to leaving.
 
@@ -64,10 +74,22 @@ class Agent:
         hostname: its name.
         places: its folders and sockets.
         metrics_address: where /metrics is served, ``host:port``; empty: nowhere.
+        dial: makes the channel to the manager at an address.
+        node: told what the leader says of the node itself.
     """
 
-    def __init__(self, membership: Membership, hostname: str, places: Places, metrics_address: str) -> None:
+    def __init__(
+        self,
+        membership: Membership,
+        hostname: str,
+        places: Places,
+        metrics_address: str,
+        *,
+        dial: Callable[[str], grpc.aio.Channel],
+        node: NodeEvents,
+    ) -> None:
         self._membership = membership
+        self._events = node
         self._places = places
         self._metrics_address = metrics_address
         description = describe_node(hostname, membership.data_path_address)
@@ -101,13 +123,13 @@ class Agent:
             network=self._network_link,
             records=self._records,
             log_folder=places.state_dir / "logs",
-            host_gateway=membership.advertise_address,
+            host_gateway=membership.host,
         )
-        self._managers = ManagerLine([str(places.manager_socket)])
+        self._managers = ManagerLine(membership.managers)
         self._session = Session(
             node_id=membership.node_id,
             managers=self._managers,
-            dial=unix_channel,
+            dial=dial,
             describe=lambda: describe_node(hostname, membership.data_path_address),
             reporter=self._reporter,
             handler=self,
@@ -203,7 +225,8 @@ class Agent:
 
     def session_opened(self, opened: dispatcher.SessionOpened) -> None:
         """A session has begun."""
-        self._managers.learned(opened.managers)
+        self.managers_changed(opened.managers)
+        self._events.node_changed(opened.node)
 
     def session_lost(self) -> None:
         """The session has ended."""
@@ -211,11 +234,13 @@ class Agent:
 
     def managers_changed(self, addresses: Iterable[str]) -> None:
         """A manager named all managers."""
-        self._managers.learned(addresses)
+        if self._managers.learned(addresses):
+            self._events.managers_changed(self._managers.addresses)
 
     def node_changed(self, node: objects.Node) -> None:
         """The leader changed this node's object; what matters of it comes as assignments."""
         log.debug("node.changed", availability=node.spec.availability)
+        self._events.node_changed(node)
 
     async def call(self, call: calls.NodeCall) -> calls.NodeCallResult:
         """Answers a small question."""

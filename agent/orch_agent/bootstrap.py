@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from orch_agent.description import describe_node
+from orch_agent.founding_trust import FoundedTrust
 from orch_agent.node_state import Membership
 from orch_proto import daemon_pb2 as daemon
 from orch_proto import defaults
@@ -15,7 +16,9 @@ from orch_proto import types_pb2 as types
 SCHEMA_VERSION = 1
 
 
-def founding_objects(membership: Membership, hostname: str, request: daemon.InitClusterRequest) -> objects.StoreChanges:
+def founding_objects(
+    membership: Membership, hostname: str, request: daemon.InitClusterRequest, trust: FoundedTrust
+) -> objects.StoreChanges:
     """The first transaction of a cluster: the Cluster object with every default in it, and the Node of its founder."""
     spec = specs.ClusterSpec()
     spec.CopyFrom(request.spec)
@@ -32,7 +35,7 @@ def founding_objects(membership: Membership, hostname: str, request: daemon.Init
         spec.network.address_pools.append(defaults.ADDRESS_POOL)
     if not spec.network.subnet_prefix_length:
         spec.network.subnet_prefix_length = defaults.SUBNET_PREFIX_LENGTH
-    cluster = objects.Cluster(id=membership.cluster_id, spec=spec, schema_version=SCHEMA_VERSION)
+    cluster = objects.Cluster(id=membership.cluster_id, spec=spec, schema_version=SCHEMA_VERSION, root_ca=trust.root_ca)
     node = objects.Node(
         id=membership.node_id,
         spec=specs.NodeSpec(
@@ -43,7 +46,16 @@ def founding_objects(membership: Membership, hostname: str, request: daemon.Init
         role=specs.NODE_ROLE_MANAGER,
         description=describe_node(hostname, membership.data_path_address),
         status=objects.NodeStatus(
-            state=objects.NODE_STATE_UNKNOWN, message="has not been heard of yet", address=membership.advertise_address
+            state=objects.NODE_STATE_UNKNOWN, message="has not been heard of yet", address=membership.host
+        ),
+        certificate=objects.NodeCertificate(
+            role=specs.NODE_ROLE_MANAGER,
+            state=objects.ISSUANCE_STATE_ISSUED,
+            certificate_pem=trust.identity.certificate_pem,
+            common_name=membership.node_id,
+            not_after_unix_ms=trust.identity.facts.not_after_unix_ms,
+            issuer_key_id=trust.identity.facts.issuer_key_id,
+            roots_digest=trust.identity.roots_digest,
         ),
         manager=objects.ManagerStatus(
             raft_id=1,

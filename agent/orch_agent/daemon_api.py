@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import grpc
 
+from orch_agent.member import Member
 from orch_agent.node_state import Membership
 from orch_proto import daemon_pb2 as daemon
-from orch_proto import daemon_pb2_grpc
+from orch_proto import daemon_pb2_grpc, defaults
 from orch_proto import specs_pb2 as specs
 from orch_proto.version import VERSION
-from orch_rpc.errors import Unimplemented
+from orch_rpc.errors import InvalidArgument
 
-_NEXT_ISSUE = "several nodes come with the consensus of several managers; this version runs one node"
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -23,17 +26,30 @@ class NodeDaemon(Protocol):
     hostname: str
 
     @property
-    def membership(self) -> Membership | None:
-        """The node's place in a cluster."""
+    def member(self) -> Member | None:
+        """The node in its cluster."""
 
-    def describe(self) -> daemon.NodeInfoResponse:
-        """The daemon's state, without what the API knows itself."""
+    @property
+    def state_dir(self) -> Path:
+        """Where a backup is put while it is received."""
 
     async def init_cluster(self, request: daemon.InitClusterRequest) -> daemon.InitClusterResponse:
         """Makes a cluster of one manager."""
 
+    async def join_cluster(self, request: daemon.JoinClusterRequest) -> daemon.JoinClusterResponse:
+        """Joins a cluster."""
+
     async def leave_cluster(self, *, force: bool) -> list[str]:
         """Stops the tasks and forgets the cluster; returns notes for people."""
+
+    async def unlock_cluster(self, key: str) -> None:
+        """Gives a locked manager its key."""
+
+    async def recover_cluster(self) -> daemon.RecoverClusterResponse:
+        """Has this node's manager go on alone."""
+
+    async def restore_cluster(self, request: daemon.RestoreClusterRequest, backup: Path) -> Membership:
+        """Makes a cluster from a backup."""
 
     def shut_down(self, *, remove_everything: bool) -> None:
         """Asks the daemon to end."""
@@ -47,15 +63,12 @@ class DaemonService(daemon_pb2_grpc.DaemonServicer):
 
     async def NodeInfo(self, request: daemon.NodeInfoRequest, context: _Context) -> daemon.NodeInfoResponse:  # noqa: N802, ARG002 -- gRPC's names
         """State of this node."""
-        info = self._node.describe()
+        member = self._node.member
+        info = (
+            describe(member) if member is not None else daemon.NodeInfoResponse(state=daemon.MEMBERSHIP_STATE_INACTIVE)
+        )
         info.hostname = self._node.hostname
         info.version = VERSION
-        membership = self._node.membership
-        if membership is not None:
-            info.node_id = membership.node_id
-            info.cluster_id = membership.cluster_id
-            info.role = specs.NODE_ROLE_MANAGER if membership.role == "manager" else specs.NODE_ROLE_WORKER
-            info.advertise_address = membership.advertise_address
         return info
 
     async def InitCluster(self, request: daemon.InitClusterRequest, context: _Context) -> daemon.InitClusterResponse:  # noqa: N802, ARG002
@@ -64,7 +77,7 @@ class DaemonService(daemon_pb2_grpc.DaemonServicer):
 
     async def JoinCluster(self, request: daemon.JoinClusterRequest, context: _Context) -> daemon.JoinClusterResponse:  # noqa: N802, ARG002
         """Joins a cluster."""
-        raise Unimplemented("cannot join a cluster", _NEXT_ISSUE, "make a cluster of this node with orch cluster init")
+        return await self._node.join_cluster(request)
 
     async def LeaveCluster(self, request: daemon.LeaveClusterRequest, context: _Context) -> daemon.LeaveClusterResponse:  # noqa: N802, ARG002
         """Leaves the cluster."""
@@ -72,21 +85,72 @@ class DaemonService(daemon_pb2_grpc.DaemonServicer):
 
     async def UnlockCluster(  # noqa: N802
         self,
-        request: daemon.UnlockClusterRequest,  # noqa: ARG002
+        request: daemon.UnlockClusterRequest,
         context: _Context,  # noqa: ARG002
     ) -> daemon.UnlockClusterResponse:
         """Unseals a locked manager."""
-        raise Unimplemented("cannot unlock", "this cluster is not locked: autolock comes with several managers", "")
+        await self._node.unlock_cluster(request.unlock_key)
+        return daemon.UnlockClusterResponse()
 
-    async def RecoverCluster(self, request: daemon.RecoverClusterRequest, context: _Context) -> Any:  # noqa: N802, ARG002
+    async def RecoverCluster(  # noqa: N802
+        self,
+        request: daemon.RecoverClusterRequest,  # noqa: ARG002
+        context: _Context,  # noqa: ARG002
+    ) -> daemon.RecoverClusterResponse:
         """Makes this manager the only one."""
-        raise Unimplemented("cannot recover", _NEXT_ISSUE, "")
+        return await self._node.recover_cluster()
 
-    async def RestoreCluster(self, request_iterator: Any, context: _Context) -> Any:  # noqa: N802, ARG002
-        """Makes a cluster from a backup."""
-        raise Unimplemented("cannot restore", _NEXT_ISSUE, "")
+    async def RestoreCluster(self, request_iterator: Any, context: _Context) -> daemon.RestoreClusterResponse:  # noqa: N802, ARG002
+        """Makes a cluster from a backup, which comes in parts."""
+        with tempfile.NamedTemporaryFile(dir=self._node.state_dir, prefix="restore-") as backup:
+            first = await _receive(request_iterator, backup)
+            backup.flush()
+            restored = await self._node.restore_cluster(first, Path(backup.name))
+        return daemon.RestoreClusterResponse(node_id=restored.node_id, cluster_id=restored.cluster_id)
 
     async def Shutdown(self, request: daemon.ShutdownRequest, context: _Context) -> daemon.ShutdownResponse:  # noqa: N802, ARG002
         """Ends the daemon."""
         self._node.shut_down(remove_everything=request.remove_everything)
         return daemon.ShutdownResponse()
+
+
+async def _receive(parts: AsyncIterator[daemon.RestoreClusterRequest], stream: Any) -> daemon.RestoreClusterRequest:
+    """Writes the parts of a backup down; returns the first message, which has the options.
+
+    Raises:
+        InvalidArgument: there is nothing, or more than a backup can be.
+    """
+    first: daemon.RestoreClusterRequest | None = None
+    size = 0
+    async for part in parts:
+        first = first or part
+        size += len(part.data)
+        if size > defaults.BACKUP_BYTES:
+            raise InvalidArgument("cannot restore", f"a backup has at most {defaults.BACKUP_BYTES} bytes", "")
+        stream.write(part.data)
+    if first is None or not size:
+        raise InvalidArgument("cannot restore", "the backup is empty", "name a file that orch cluster backup made")
+    return first
+
+
+def describe(member: Member) -> daemon.NodeInfoResponse:
+    """The state of a node that is in a cluster."""
+    failure = member.manager.failure if member.manager is not None else ""
+    connected = member.agent.session_connected
+    state = daemon.MEMBERSHIP_STATE_ACTIVE if connected else daemon.MEMBERSHIP_STATE_PENDING
+    if member.manager is not None and member.manager.locked:
+        state = daemon.MEMBERSHIP_STATE_LOCKED
+    elif failure or member.has_expired:
+        state = daemon.MEMBERSHIP_STATE_ERROR
+    return daemon.NodeInfoResponse(
+        state=state,
+        node_id=member.membership.node_id,
+        cluster_id=member.membership.cluster_id,
+        role=specs.NODE_ROLE_MANAGER if member.is_manager else specs.NODE_ROLE_WORKER,
+        advertise_address=member.membership.advertise_address,
+        manager_addresses=member.membership.managers,
+        manager_socket=str(member.manager_socket) if member.is_manager else "",
+        manager_running=member.manager is not None and member.manager.running,
+        session_connected=connected,
+        error=failure or member.agent.last_error,
+    )

@@ -44,8 +44,12 @@ def network_wanted(network: objects.Network) -> protocol.Network | None:
     )
 
 
-def services_on_networks(service: dispatcher.ServiceEndpoints) -> dict[str, protocol.Service]:
-    """A service as each of its networks knows it, by network id."""
+def services_on_networks(service: dispatcher.ServiceEndpoints, node_id: str) -> dict[str, protocol.Service]:
+    """A service as each of its networks knows it, by network id.
+
+    A network reaches the tasks of its own node alone, as nothing carries it between hosts: an address on another one
+    would be a connection that hangs.
+    """
     return {
         on.network_id: protocol.Service(
             id=service.service_id,
@@ -60,6 +64,7 @@ def services_on_networks(service: dispatcher.ServiceEndpoints) -> dict[str, prot
                     aliases=(endpoint.hostname,) if endpoint.hostname else (),
                 )
                 for endpoint in on.endpoints
+                if endpoint.node_id == node_id
             ),
         )
         for on in service.networks
@@ -69,7 +74,7 @@ def services_on_networks(service: dispatcher.ServiceEndpoints) -> dict[str, prot
 def published_ports(service: dispatcher.ServiceEndpoints, node_id: str) -> list[protocol.PublishedPort]:
     """The ports at which this node answers for a service.
 
-    In host mode a node answers for its own tasks alone.
+    It answers with its own tasks alone (see `services_on_networks`). In host mode it answers only where it has one.
     """
     through = next((on for on in service.networks if on.network_id == service.ingress_network_id), None)
     if through is None:
@@ -79,7 +84,7 @@ def published_ports(service: dispatcher.ServiceEndpoints, node_id: str) -> list[
         if port.protocol not in _PROTOCOLS or not port.published_port:
             continue
         host_mode = port.mode == types.PUBLISH_MODE_HOST
-        endpoints = [endpoint for endpoint in through.endpoints if not host_mode or endpoint.node_id == node_id]
+        endpoints = [endpoint for endpoint in through.endpoints if endpoint.node_id == node_id]
         if host_mode and not endpoints:
             continue
         ports.append(
@@ -137,7 +142,7 @@ class NetworkSync:
             await self._tell(protocol.OP_NETWORK_SET, network=protocol.to_json(network))
         by_network: dict[str, list[JsonObject]] = {network_id: [] for network_id in wanted}
         for service in held.services.values():
-            for network_id, known in services_on_networks(service).items():
+            for network_id, known in services_on_networks(service, self._node_id).items():
                 if network_id in by_network:
                     by_network[network_id].append(protocol.to_json(known))
         for network_id, services in by_network.items():
@@ -209,7 +214,7 @@ class NetworkSync:
             service = self._held.services.get(service_id)
             if service is None:
                 continue
-            for network_id, known in services_on_networks(service).items():
+            for network_id, known in services_on_networks(service, self._node_id).items():
                 if network_id in self._held.networks:
                     await self._tell(protocol.OP_SERVICE_PATCH, network_id=network_id, service=protocol.to_json(known))
             for operation, fields in self._port_requests(service_id):

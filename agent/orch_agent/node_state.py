@@ -8,6 +8,8 @@ import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from orch_rpc.addresses import parse_address
+
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 ID_LENGTH = 25
 
@@ -19,13 +21,28 @@ def new_id() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """The node's place in a cluster."""
+    """The node's place in a cluster. What it may be there, its certificate says.
+
+    Attributes:
+        node_id: of this node.
+        cluster_id: of the cluster.
+        advertise_address: ``host:port`` where other managers and agents reach this node's manager, if it is one.
+        listen_address: ``host:port`` where that one listens.
+        data_path_address: address for traffic between tasks.
+        managers: ``host:port`` of the managers known when it was last written; at least one.
+    """
 
     node_id: str
     cluster_id: str
-    role: str  # "manager" or "worker"
     advertise_address: str
+    listen_address: str
     data_path_address: str
+    managers: tuple[str, ...]
+
+    @property
+    def host(self) -> str:
+        """The address by which other nodes know this host."""
+        return parse_address(self.advertise_address).host
 
 
 class NodeStateFile:
@@ -45,8 +62,9 @@ class NodeStateFile:
         except FileNotFoundError:
             return None
         try:
-            return Membership(**json.loads(text))
-        except (TypeError, ValueError) as error:
+            fields = json.loads(text)
+            return Membership(**{**fields, "managers": tuple(str(each) for each in fields["managers"])})
+        except (TypeError, ValueError, KeyError) as error:
             raise ValueError(
                 f"{self._path} cannot be understood ({error}); restore it from a backup, or remove it to start anew"
             ) from error

@@ -12,31 +12,34 @@ import contextlib
 import fcntl
 import gc
 import os
-import shutil
 import signal
 import socket
-import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orch_agent.agent import Agent, Places
+from orch_agent import certificates
+from orch_agent.agent import Places
 from orch_agent.bootstrap import founding_objects
 from orch_agent.daemon_api import DaemonService
+from orch_agent.founding_trust import found_trust
+from orch_agent.manager_child import Beginning
+from orch_agent.member import Member, NodeOptions
+from orch_agent.node_addresses import AddressRequest, NodeAddresses, node_addresses
 from orch_agent.node_state import Membership, NodeStateFile, new_id
-from orch_agent.processes import ChildProcess, manager_command, network_command
+from orch_agent.restoring import restore_state
+from orch_agent.stepping_down import step_down
 from orch_proto import daemon_pb2 as daemon
 from orch_proto import daemon_pb2_grpc, defaults
+from orch_proto import specs_pb2 as specs
 from orch_rpc import logs, servers
-from orch_rpc.errors import FailedPrecondition, Unavailable
-from orch_runtime.daemon import ensure_keeper, keeper_runs
-from orch_runtime.errors import RuntimeFailure
+from orch_rpc.addresses import parse_address
+from orch_rpc.errors import FailedPrecondition
+from orch_rpc.identity import IdentityStore
 from orch_runtime.kernel.mounts import MS_NODEV, MS_NOSUID, filesystem_magic, mount, unmount
 
 log = logs.get("orchd")
 SOCKET_GROUP = "orch"
-READY_WAIT_S = 20.0
-KEEPER_CHECK_S = 1.0
 GARBAGE_THRESHOLD = 20_000  # objects; messages come and go by the thousand, and hardly any is part of a cycle
 TMPFS_MAGIC = 0x01021994  # include/uapi/linux/magic.h
 
@@ -52,17 +55,18 @@ class Options:
     metrics_address: str
     manager_metrics_address: str
     advertise_address: str
+    listen_address: str
     log_level: str
 
 
 class Orchd:
-    """The daemon of one node."""
+    """The daemon of one node: what it is in, or is not in yet."""
 
     def __init__(self, options: Options) -> None:
         self.hostname = options.hostname
         self._options = options
         self._state = NodeStateFile(options.state_dir)
-        self._membership = self._state.load()
+        self._identities = IdentityStore(options.state_dir)
         self._places = Places(
             state_dir=options.state_dir,
             run_dir=options.run_dir,
@@ -70,18 +74,22 @@ class Orchd:
             network_root=options.run_dir / "network",
             manager_socket=options.run_dir / "manager.sock",
         )
-        self._agent: Agent | None = None
-        self._manager: ChildProcess | None = None
-        self._cluster_tasks: list[asyncio.Task[None]] = []
+        self._bootstrap = options.state_dir / "bootstrap.pb"
+        self._member: Member | None = None
         self._group: asyncio.TaskGroup
         self._stopping = asyncio.Event()
         self.remove_everything = False
         self._membership_change = asyncio.Lock()
 
     @property
-    def membership(self) -> Membership | None:
-        """The node's place in a cluster."""
-        return self._membership
+    def state_dir(self) -> Path:
+        """What outlives a reboot."""
+        return self._options.state_dir
+
+    @property
+    def member(self) -> Member | None:
+        """The node in its cluster; None while it is in none."""
+        return self._member
 
     async def run(self) -> None:
         """Serves until told to stop."""
@@ -94,167 +102,210 @@ class Orchd:
         log.info("orchd.started", hostname=self.hostname, state_dir=self._options.state_dir)
         try:
             async with asyncio.TaskGroup() as self._group:
-                if self._membership is not None:
-                    await self._enter(self._membership, bootstrap=None)
+                membership = self._state.load()
+                if membership is not None:
+                    # A daemon that died while a cluster was being made goes on with that.
+                    await self._enter(
+                        membership, Beginning(bootstrap=self._bootstrap if self._bootstrap.exists() else None)
+                    )
                 await self._stopping.wait()
-                if self.remove_everything:
-                    await self._take_down()
-                await self._leave_running_parts()
+                if self._member is not None:
+                    await (self._member.take_down() if self.remove_everything else self._member.stop())
         finally:
             await servers.stop(server, grace_s=1.0)
             log.info("orchd.stopped")
 
-    # ---- the API's questions -----------------------------------------------------------------------
-
-    def describe(self) -> daemon.NodeInfoResponse:
-        """The daemon's state."""
-        if self._membership is None:
-            return daemon.NodeInfoResponse(state=daemon.MEMBERSHIP_STATE_INACTIVE)
-        failure = self._manager.failure if self._manager is not None else ""
-        connected = self._agent is not None and self._agent.session_connected
-        state = daemon.MEMBERSHIP_STATE_ACTIVE if connected else daemon.MEMBERSHIP_STATE_PENDING
-        return daemon.NodeInfoResponse(
-            state=daemon.MEMBERSHIP_STATE_ERROR if failure else state,
-            manager_socket=str(self._places.manager_socket),
-            manager_running=self._manager is not None and self._manager.pid is not None,
-            session_connected=connected,
-            error=failure or (self._agent.last_error if self._agent is not None else ""),
-        )
+    # ---- making, joining and leaving a cluster -------------------------------------------------------
 
     async def init_cluster(self, request: daemon.InitClusterRequest) -> daemon.InitClusterResponse:
         """Makes a cluster of one manager, this node.
 
         Raises:
             FailedPrecondition: the node is in a cluster.
+            InvalidArgument: an address cannot be used.
             Unavailable: the manager did not come up in time.
         """
         async with self._membership_change:
-            if self._membership is not None:
-                raise FailedPrecondition(
-                    "cannot make a cluster",
-                    f"this node is in cluster {self._membership.cluster_id} already",
-                    "look at it with orch cluster info, or leave it first with orch cluster leave --force",
-                )
-            address = request.advertise_address or self._options.advertise_address or own_address()
-            membership = Membership(new_id(), new_id(), "manager", address, request.data_path_address or address)
-            bootstrap = self._options.state_dir / "bootstrap.pb"
-            founding = founding_objects(membership, self.hostname, request)
-            bootstrap.write_bytes(founding.SerializeToString())
+            self._refuse_member("cannot make a cluster")
+            addresses = self._addresses(request)
+            membership = addresses.membership(new_id(), new_id())
+            founding = await asyncio.to_thread(found_trust, membership)
+            changes = founding_objects(membership, self.hostname, request, founding)
+            write_privately(self._bootstrap, changes.SerializeToString())  # the root's key is in it
+            self._identities.save(founding.identity)
             self._state.save(membership)
-            self._membership = membership
-            await self._enter(membership, bootstrap)
-            await self._until_connected()
-            bootstrap.unlink(missing_ok=True)
-            return daemon.InitClusterResponse(node_id=membership.node_id, cluster_id=membership.cluster_id)
+            member = await self._enter(membership, Beginning(bootstrap=self._bootstrap))
+            await member.until_connected("the cluster was made, but its manager did not come up")
+            self._bootstrap.unlink(missing_ok=True)
+            token = founding.worker_token
+            return daemon.InitClusterResponse(
+                node_id=membership.node_id,
+                cluster_id=membership.cluster_id,
+                worker_join_command=f"orch cluster join --token {token} {membership.advertise_address}",
+            )
+
+    async def join_cluster(self, request: daemon.JoinClusterRequest) -> daemon.JoinClusterResponse:
+        """Joins the cluster that a token is for, in the role that it is for.
+
+        A node whose certificate has expired joins its own cluster again: it keeps its id, its tasks and its volumes.
+
+        Raises:
+            FailedPrecondition: the node is in another cluster.
+            InvalidArgument: an address or the token cannot be used.
+            Unauthenticated, PermissionDenied: the cluster does not take the token.
+            Unavailable: no manager answered.
+        """
+        async with self._membership_change:
+            remote = parse_address(request.remote_address, "the address of the cluster's manager")
+            previous = self._member
+            if previous is not None and not previous.has_expired:
+                self._refuse_member("cannot join a cluster")
+            addresses = self._addresses(request)
+            joined = await certificates.join(
+                remote,
+                request.token,
+                hostname=self.hostname,
+                previous=previous.identity if previous is not None else None,
+                availability=request.availability,
+            )
+            identity = joined.identity
+            if previous is not None:
+                membership = replace(previous.membership, managers=joined.managers)
+                await previous.stop()
+            else:
+                founded = addresses.membership(identity.name, identity.cluster_id)
+                membership = replace(founded, managers=joined.managers)
+            self._identities.save(identity)
+            self._state.save(membership)
+            member = await self._enter(membership, Beginning(join=str(remote)))
+            await member.until_connected("the node has joined, but the cluster's leader does not hear it")
+            role = specs.NODE_ROLE_MANAGER if member.is_manager else specs.NODE_ROLE_WORKER
+            return daemon.JoinClusterResponse(node_id=identity.name, role=role)
 
     async def leave_cluster(self, *, force: bool) -> list[str]:
         """Stops this node's tasks and forgets the cluster.
 
         Raises:
-            FailedPrecondition: the node is in no cluster, or is its last manager and `force` was not given.
+            FailedPrecondition: the node is in no cluster, or is a manager that the others need.
         """
         async with self._membership_change:
-            if self._membership is None:
-                raise FailedPrecondition(
-                    "cannot leave", "this node is in no cluster", "make one with orch cluster init"
-                )
-            if self._membership.role == "manager" and not force:
-                raise FailedPrecondition(
-                    "cannot leave",
-                    "this node is the last manager: all stacks, secrets and configs would be lost (volumes stay)",
-                    "if that is wanted, repeat with --force",
-                )
-            notes = await self._take_down()
+            member = self._in_cluster("cannot leave")
+            notes = []
+            if member.is_manager:
+                notes += await step_down(self._places.manager_socket, member.membership, force=force)
+            notes += await member.take_down()
+            self._member = None
+            self._bootstrap.unlink(missing_ok=True)
+            self._identities.forget()
             self._state.forget()
-            self._membership = None
             return notes
+
+    async def unlock_cluster(self, key: str) -> None:
+        """Gives a locked manager its key.
+
+        Raises:
+            FailedPrecondition: the manager is not locked.
+            InvalidArgument: the key does not open it.
+        """
+        member = self._in_cluster("cannot unlock")
+        if member.manager is None or not member.manager.locked:
+            raise FailedPrecondition(
+                "cannot unlock", "the manager of this node is not locked", "see its state: orch node info"
+            )
+        await member.manager.unlock(key)
+        await member.until_manager_serves("cannot unlock")
+
+    async def recover_cluster(self) -> daemon.RecoverClusterResponse:
+        """Has this node's manager go on alone, after most managers were lost for good.
+
+        Raises:
+            FailedPrecondition: this node is no manager.
+        """
+        async with self._membership_change:
+            member = self._in_cluster("cannot recover the cluster")
+            if member.manager is None:
+                raise FailedPrecondition(
+                    "cannot recover the cluster", "this node is no manager", "run it on a manager that is left"
+                )
+            own = member.membership
+            member.managers_changed((own.advertise_address,))
+            await member.manager.restart(force_new_cluster=True)
+            await member.until_manager_serves("cannot recover the cluster")
+            return daemon.RecoverClusterResponse(node_id=own.node_id, cluster_id=own.cluster_id)
+
+    async def restore_cluster(self, request: daemon.RestoreClusterRequest, backup: Path) -> Membership:
+        """Makes a cluster of one manager, this node, from a backup.
+
+        Args:
+            request: the addresses, as for a new cluster.
+            backup: a whole backup; it is taken over.
+
+        Raises:
+            FailedPrecondition: the node is in a cluster.
+            InvalidArgument: it is no backup.
+        """
+        async with self._membership_change:
+            self._refuse_member("cannot restore a cluster")
+            addresses = self._addresses(request)
+            membership = await restore_state(backup, self._options.state_dir, addresses)
+            self._state.save(membership)
+            member = await self._enter(membership, Beginning())
+            await member.until_connected("the backup was read, but the manager did not come up")
+            return membership
 
     def shut_down(self, *, remove_everything: bool) -> None:
         """Asks the daemon to end."""
         self.remove_everything = remove_everything
         self._stopping.set()
 
-    # ---- entering and leaving ----------------------------------------------------------------------
+    # ---- inside ------------------------------------------------------------------------------------
 
-    async def _enter(self, membership: Membership, bootstrap: Path | None) -> None:
-        """Starts everything that a member runs."""
+    async def _enter(self, membership: Membership, beginning: Beginning) -> Member:
         options = self._options
-        bootstrap_file = options.state_dir / "bootstrap.pb"
-        if bootstrap is None and bootstrap_file.exists():
-            bootstrap = bootstrap_file  # the daemon died while the cluster was being made
-        for folder in (self._places.runtime_root, self._places.network_root):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        await asyncio.to_thread(self._ensure_keeper)
-        self._cluster_tasks.append(self._group.create_task(self._watch_keeper()))
-        if membership.role == "manager":
-            command = manager_command(
-                state_dir=options.state_dir / "manager",
-                run_dir=options.run_dir,
-                node_id=membership.node_id,
-                bootstrap=bootstrap,
-                metrics_address=options.manager_metrics_address,
+        self._member = Member(
+            membership,
+            identities=self._identities,
+            places=self._places,
+            options=NodeOptions(
+                hostname=options.hostname,
+                cgroup_parent=options.cgroup_parent,
+                metrics_address=options.metrics_address,
+                manager_metrics_address=options.manager_metrics_address,
                 log_level=options.log_level,
-            )
-            self._manager = ChildProcess("manager", command, fatal_exit_codes=(3,))
-            self._cluster_tasks.append(self._group.create_task(self._manager.run()))
-        self._agent = Agent(membership, self.hostname, self._places, options.metrics_address)
-        self._cluster_tasks.append(self._group.create_task(self._agent.run()))
+            ),
+            state=self._state,
+            group=self._group,
+        )
+        await self._member.start(beginning)
+        return self._member
 
-    def _ensure_keeper(self) -> None:
-        ensure_keeper(
-            root=str(self._places.runtime_root),
-            cgroup_parent=self._options.cgroup_parent,
-            wards={"network": network_command(root=self._places.network_root, node=self.hostname)},
+    def _in_cluster(self, what: str) -> Member:
+        if self._member is None:
+            raise FailedPrecondition(
+                what,
+                "this node is in no cluster",
+                "make one with orch cluster init, or join one with orch cluster join",
+            )
+        return self._member
+
+    def _refuse_member(self, what: str) -> None:
+        if self._member is not None:
+            raise FailedPrecondition(
+                what,
+                f"this node is in cluster {self._member.membership.cluster_id} already",
+                "look at it with orch cluster info, or leave it first with orch cluster leave",
+            )
+
+    def _addresses(self, request: AddressRequest) -> NodeAddresses:
+        return node_addresses(
+            request, advertise_default=self._options.advertise_address, listen_default=self._options.listen_address
         )
 
-    async def _watch_keeper(self) -> None:
-        """Starts the keeper again if it dies, which nothing but a defect or an operator can bring about."""
-        while True:
-            await asyncio.sleep(KEEPER_CHECK_S)
-            if keeper_runs(str(self._places.runtime_root)):
-                continue
-            log.error("keeper.died", why="nobody knows", then="containers run on; it is started again")
-            try:
-                await asyncio.to_thread(self._ensure_keeper)
-            except (RuntimeFailure, OSError, subprocess.SubprocessError) as error:
-                log.warning("keeper.not_started", why=str(error))
 
-    async def _until_connected(self) -> None:
-        assert self._agent is not None
-        deadline = asyncio.get_running_loop().time() + READY_WAIT_S
-        while not self._agent.session_connected:
-            failure = self._manager.failure if self._manager is not None else ""
-            if failure or asyncio.get_running_loop().time() > deadline:
-                raise Unavailable(
-                    "the cluster was made, but its manager did not come up",
-                    failure or self._agent.last_error or f"nothing was heard of it in {READY_WAIT_S:g} s",
-                    "look at orchd's log, and at orch cluster info in a moment",
-                )
-            await asyncio.sleep(0.01)
-
-    async def _take_down(self) -> list[str]:
-        """Ends tasks, network, runtime and manager, and removes what they kept, but volumes and images."""
-        notes: list[str] = []
-        if self._agent is not None:
-            notes += await self._agent.stop_all_tasks()
-            notes += await self._agent.remove_kernel_state(force=True)
-        await self._leave_running_parts()
-        for folder in ("manager", "logs", "snapshots", "uploads"):
-            await asyncio.to_thread(shutil.rmtree, self._options.state_dir / folder, ignore_errors=True)
-        for folder in ("tasks", "runtime", "network"):
-            await asyncio.to_thread(shutil.rmtree, self._options.run_dir / folder, ignore_errors=True)
-        (self._options.state_dir / "bootstrap.pb").unlink(missing_ok=True)
-        return notes
-
-    async def _leave_running_parts(self) -> None:
-        """Ends the agent and the manager process; containers and their keeper stay as they are."""
-        tasks, self._cluster_tasks = self._cluster_tasks, []
-        for task in reversed(tasks):
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        self._agent = None
-        self._manager = None
+def write_privately(path: Path, content: bytes) -> None:
+    """Writes a file that nobody but root may read."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as handle:
+        handle.write(content)
 
 
 def keep_in_memory(run_dir: Path) -> None:
@@ -262,16 +313,6 @@ def keep_in_memory(run_dir: Path) -> None:
     if filesystem_magic(str(run_dir)) != TMPFS_MAGIC:
         mount("tmpfs", str(run_dir), "tmpfs", MS_NOSUID | MS_NODEV, "mode=0711")
         log.info("run_dir.mounted", path=run_dir, why="it was not on a tmpfs")
-
-
-def own_address() -> str:
-    """The address by which this host is known to others: that of its default route, else loopback."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # a documentation address (RFC 5737); a datagram socket sends nothing
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"
 
 
 def read_options(arguments: list[str]) -> Options:
@@ -283,7 +324,13 @@ def read_options(arguments: list[str]) -> Options:
     parser.add_argument("--hostname", default=socket.gethostname(), help="the node's name")
     parser.add_argument("--metrics-address", default=f"127.0.0.1:{defaults.NODE_METRICS_PORT}")
     parser.add_argument("--manager-metrics-address", default=f"127.0.0.1:{defaults.MANAGER_METRICS_PORT}")
-    parser.add_argument("--advertise-address", default="", help="address by which other nodes reach this one")
+    parser.add_argument(
+        "--advertise-address", default="", metavar="HOST[:PORT]", help="where other nodes reach this one"
+    )
+    listen = f"0.0.0.0:{defaults.MANAGER_PORT}"
+    parser.add_argument(
+        "--listen-address", default=listen, metavar="HOST[:PORT]", help="where this node listens as a manager"
+    )
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     return Options(**vars(parser.parse_args(arguments)))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -29,15 +28,26 @@ class ChildProcess:
     Args:
         name: in logs.
         command: its argument list.
+        command_again: the one of later starts, if that is another.
         fatal_exit_codes: after these it is left dead: it says that starting it again would do harm.
     """
 
-    def __init__(self, name: str, command: Sequence[str], *, fatal_exit_codes: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        command_again: Sequence[str] = (),
+        fatal_exit_codes: Sequence[int] = (),
+    ) -> None:
         self.name = name
         self.restarts = 0
         self.pid: int | None = None
         self.failure = ""
+        #: Exit status of the one before; None before the first end.
+        self.last_status: int | None = None
         self._command = list(command)
+        self._command_again = list(command_again or command)
         self._fatal = frozenset(fatal_exit_codes)
 
     async def run(self) -> None:
@@ -55,6 +65,7 @@ class ChildProcess:
                 raise
             finally:
                 self.pid = None
+            self.last_status = code
             if code in self._fatal:
                 self.failure = f"the {self.name} process refused to run (exit status {code}); its log says why"
                 log.error("process.refused", name=self.name, status=code)
@@ -64,6 +75,7 @@ class ChildProcess:
             log.warning("process.ended", name=self.name, status=code, restart_in_s=delay_s)
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, RESTART_LAST_S)
+            self._command = self._command_again
             self.restarts += 1
 
 
@@ -77,30 +89,6 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
     except TimeoutError:
         process.kill()
         await process.wait()
-
-
-def manager_command(
-    *, state_dir: Path, run_dir: Path, node_id: str, bootstrap: Path | None, metrics_address: str, log_level: str
-) -> list[str]:
-    """Command line of the manager process."""
-    command = python_module(
-        "orch_manager",
-        "--state-dir",
-        str(state_dir),
-        "--run-dir",
-        str(run_dir),
-        "--node-id",
-        node_id,
-        "--metrics-address",
-        metrics_address,
-        "--log-level",
-        log_level,
-        "--parent-pid",
-        str(os.getpid()),
-    )
-    if bootstrap is not None:
-        command += ["--bootstrap", str(bootstrap)]
-    return command
 
 
 def network_command(*, root: Path, node: str) -> list[str]:

@@ -22,6 +22,7 @@ from orch_proto import dispatcher_pb2 as dispatcher
 from orch_proto import node_pb2 as node_calls
 from orch_proto import objects_pb2 as objects
 from orch_rpc import logs
+from orch_rpc.errors import OrchError
 
 log = logs.get("session")
 MAX_OUTGOING = 256
@@ -76,7 +77,7 @@ class Session:
     Args:
         node_id: the node.
         managers: whom to turn to.
-        dial: makes a channel to the manager at an address; connects on first use.
+        dial: gives the channel to the manager at an address, which connects on first use; its owner closes it.
         describe: makes the node's description.
         reporter: where statuses wait.
         handler: the rest of the agent.
@@ -143,19 +144,22 @@ class Session:
             delay_ms = min(delay_ms * 2, defaults.AGENT_BACKOFF_LAST_MS)
 
     async def _one_session(self, address: str) -> None:
-        async with self._dial(address) as channel:
-            stream = dispatcher_pb2_grpc.DispatcherStub(channel).Attach(None)
-            broken: _SessionBroken | None = None
-            try:
-                await self._attach(stream)
-                await self._serve(stream, channel)
-            except* (grpc.aio.AioRpcError, OutOfStep, _SessionBroken) as errors:
-                # Raised in here, the exception would leave wrapped in a group, and end the daemon.
-                broken = _SessionBroken(_reason(errors), _leader(errors))
-            finally:
-                stream.cancel()
-            if broken is not None:
-                raise broken
+        try:
+            channel = self._dial(address)
+        except OrchError as error:
+            raise _SessionBroken(str(error)) from error  # such as a certificate that has expired
+        stream = dispatcher_pb2_grpc.DispatcherStub(channel).Attach(None)
+        broken: _SessionBroken | None = None
+        try:
+            await self._attach(stream)
+            await self._serve(stream, channel)
+        except* (grpc.aio.AioRpcError, OutOfStep, _SessionBroken) as errors:
+            # Raised in here, the exception would leave wrapped in a group, and end the daemon.
+            broken = _SessionBroken(_reason(errors), _leader(errors))
+        finally:
+            stream.cancel()
+        if broken is not None:
+            raise broken
 
     async def _attach(self, stream: _Stream) -> None:
         opening = dispatcher.SessionOpen(
@@ -206,6 +210,7 @@ class Session:
                         self._reporter.acknowledged(message.status_ack.batch)
                     case "heartbeat":
                         self._period_ms = message.heartbeat.period_ms or self._period_ms
+                        self._handler.managers_changed(message.heartbeat.managers)
                     case "call":
                         group.create_task(self._answer(message.call, outgoing))
                     case "relay":

@@ -44,20 +44,20 @@ def test_a_network_without_a_pool_needs_no_router() -> None:
 
 
 def test_a_service_is_known_by_network() -> None:
-    """Names are given once, addresses without their prefix lengths; a dnsrr service has no virtual address."""
-    known = services_on_networks(service())["n1"]
+    """Names are given once, of addresses this node's, without their prefix lengths; dnsrr has no virtual address."""
+    known = services_on_networks(service(), "a")["n1"]
     assert known.aliases == ("web",)
-    assert [endpoint.address for endpoint in known.endpoints] == ["10.0.1.3", "10.0.1.4"]
+    assert [endpoint.address for endpoint in known.endpoints] == ["10.0.1.3"]
     assert known.vip == "10.0.1.2"
     rotating = service()
     rotating.mode = types.ENDPOINT_MODE_DNSRR
-    assert services_on_networks(rotating)["n1"].vip == ""
+    assert services_on_networks(rotating, "a")["n1"].vip == ""
 
 
-def test_ingress_ports_lead_to_all_tasks_and_host_ports_to_the_nodes_own() -> None:
-    """Every node answers for an ingress port; for a host port only a node with a task does."""
+def test_published_ports_lead_to_the_nodes_own_tasks() -> None:
+    """Every node answers for an ingress port, with its own tasks; for a host port only a node with a task does."""
     (port,) = published_ports(service(), "a")
-    assert port.endpoints == ("10.0.1.3", "10.0.1.4")
+    assert port.endpoints == ("10.0.1.3",)
     (port,) = published_ports(service(types.PUBLISH_MODE_HOST), "a")
     assert port.endpoints == ("10.0.1.3",)
     assert published_ports(service(types.PUBLISH_MODE_HOST), "c") == []
