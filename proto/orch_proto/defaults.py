@@ -200,6 +200,22 @@ ORPHANED_AFTER_MS: Final = _integer(
 )
 AGENT_BACKOFF_FIRST_MS: Final = _integer(_G, "agent's first back-off", 100, "ms", "default", "Swarm's")
 AGENT_BACKOFF_LAST_MS: Final = _integer(_G, "agent's longest back-off", 8_000, "ms", "default", "Swarm's")
+ALONE_AFTER_MS: Final = _integer(
+    _G,
+    "session lost until an agent restarts tasks itself",
+    15_000,
+    "ms",
+    "default",
+    "longer than a change of leader takes; a leader that cannot reach the node has marked it DOWN by then",
+)
+REPLACEMENTS_KEPT: Final = _integer(
+    _G,
+    "ended tasks of a slot that an agent alone keeps",
+    5,
+    "count",
+    "default",
+    "the leader's history; or max_attempts + 1, if that is more",
+)
 STATUS_BATCH_ITEMS: Final = _integer(_G, "task statuses in one batch", 10_000, "count", "limit", "Swarm's")
 ASSIGNMENT_BATCH_CHANGES: Final = _integer(_G, "changes in one assignment message", 100, "count", "limit", "Swarm's")
 DESCRIPTION_REFRESH_MS: Final = _integer(_G, "node description refresh", 20_000, "ms", "default", "Swarm's")

@@ -27,17 +27,17 @@ from orch_proto import objects_pb2 as orch__proto_dot_objects__pb2
 from orch_proto import types_pb2 as orch__proto_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1borch_proto/dispatcher.proto\x12\x07orch.v1\x1a\x15orch_proto/node.proto\x1a\x18orch_proto/objects.proto\x1a\x16orch_proto/types.proto\"\xf3\x01\n\x0c\x41gentMessage\x12$\n\x04open\x18\x01 \x01(\x0b\x32\x14.orch.v1.SessionOpenH\x00\x12\'\n\theartbeat\x18\x02 \x01(\x0b\x32\x12.orch.v1.HeartbeatH\x00\x12(\n\x08statuses\x18\x03 \x01(\x0b\x32\x14.orch.v1.StatusBatchH\x00\x12/\n\x0b\x64\x65scription\x18\x04 \x01(\x0b\x32\x18.orch.v1.NodeDescriptionH\x00\x12.\n\x0b\x63\x61ll_result\x18\x05 \x01(\x0b\x32\x17.orch.v1.NodeCallResultH\x00\x42\t\n\x07message\"\x8f\x01\n\x0bSessionOpen\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12-\n\x0b\x64\x65scription\x18\x02 \x01(\x0b\x32\x18.orch.v1.NodeDescription\x12\x19\n\x11holds_assignments\x18\x03 \x01(\t\x12\x14\n\x0chighest_term\x18\x04 \x01(\x04\x12\x0f\n\x07version\x18\x05 \x01(\t\"\x1d\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"H\n\x10TaskStatusUpdate\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12#\n\x06status\x18\x02 \x01(\x0b\x32\x13.orch.v1.TaskStatus\"H\n\x0bStatusBatch\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\x04\x12*\n\x07updates\x18\x02 \x03(\x0b\x32\x19.orch.v1.TaskStatusUpdate\"\xe8\x02\n\x0eManagerMessage\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12(\n\x06opened\x18\x02 \x01(\x0b\x32\x16.orch.v1.SessionOpenedH\x00\x12*\n\theartbeat\x18\x03 \x01(\x0b\x32\x15.orch.v1.HeartbeatAckH\x00\x12-\n\x0b\x61ssignments\x18\x04 \x01(\x0b\x32\x16.orch.v1.AssignmentSetH\x00\x12(\n\nstatus_ack\x18\x05 \x01(\x0b\x32\x12.orch.v1.StatusAckH\x00\x12!\n\x04\x63\x61ll\x18\x06 \x01(\x0b\x32\x11.orch.v1.NodeCallH\x00\x12(\n\x05relay\x18\x07 \x01(\x0b\x32\x17.orch.v1.RelayDirectiveH\x00\x12\x1d\n\x04node\x18\x08 \x01(\x0b\x32\r.orch.v1.NodeH\x00\x12\"\n\x03\x65nd\x18\t \x01(\x0b\x32\x13.orch.v1.SessionEndH\x00\x42\t\n\x07message\"\x94\x01\n\rSessionOpened\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x1b\n\x13heartbeat_period_ms\x18\x02 \x01(\x03\x12\x1b\n\x04node\x18\x03 \x01(\x0b\x32\r.orch.v1.Node\x12\x12\n\ncluster_id\x18\x04 \x01(\t\x12\x10\n\x08managers\x18\x05 \x03(\t\x12\x0f\n\x07version\x18\x06 \x01(\t\"E\n\x0cHeartbeatAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x11\n\tperiod_ms\x18\x02 \x01(\x03\x12\x10\n\x08managers\x18\x03 \x03(\t\"\x1a\n\tStatusAck\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\x04\"Y\n\nSessionEnd\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x11\n\treconnect\x18\x02 \x01(\x08\x12\x16\n\x0eleader_address\x18\x03 \x01(\t\x12\x10\n\x08managers\x18\x04 \x03(\t\"\"\n\x0eRelayDirective\x12\x10\n\x08relay_id\x18\x01 \x01(\t\"\x9b\x01\n\rAssignmentSet\x12(\n\x04type\x18\x01 \x01(\x0e\x32\x1a.orch.v1.AssignmentSetType\x12\x12\n\napplies_to\x18\x02 \x01(\t\x12\x12\n\nresults_in\x18\x03 \x01(\t\x12*\n\x07\x63hanges\x18\x04 \x03(\x0b\x32\x19.orch.v1.AssignmentChange\x12\x0c\n\x04more\x18\x05 \x01(\x08\"f\n\x10\x41ssignmentChange\x12)\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32\x19.orch.v1.AssignmentAction\x12\'\n\nassignment\x18\x02 \x01(\x0b\x32\x13.orch.v1.Assignment\"\xef\x01\n\nAssignment\x12\x1d\n\x04task\x18\x01 \x01(\x0b\x32\r.orch.v1.TaskH\x00\x12!\n\x06secret\x18\x02 \x01(\x0b\x32\x0f.orch.v1.SecretH\x00\x12!\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x0f.orch.v1.ConfigH\x00\x12#\n\x07network\x18\x04 \x01(\x0b\x32\x10.orch.v1.NetworkH\x00\x12!\n\x06volume\x18\x05 \x01(\x0b\x32\x0f.orch.v1.VolumeH\x00\x12,\n\x07service\x18\x06 \x01(\x0b\x32\x19.orch.v1.ServiceEndpointsH\x00\x42\x06\n\x04item\"\xc6\x01\n\x10ServiceEndpoints\x12\x12\n\nservice_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12#\n\x04mode\x18\x03 \x01(\x0e\x32\x15.orch.v1.EndpointMode\x12+\n\x08networks\x18\x04 \x03(\x0b\x32\x19.orch.v1.ServiceOnNetwork\x12\"\n\x05ports\x18\x05 \x03(\x0b\x32\x13.orch.v1.PortConfig\x12\x1a\n\x12ingress_network_id\x18\x06 \x01(\t\"u\n\x10ServiceOnNetwork\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x12\n\nvirtual_ip\x18\x02 \x01(\t\x12\x0f\n\x07\x61liases\x18\x03 \x03(\t\x12(\n\tendpoints\x18\x04 \x03(\x0b\x32\x15.orch.v1.TaskEndpoint\"a\n\x0cTaskEndpoint\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0c\n\x04slot\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x10\n\x08hostname\x18\x05 \x01(\t\"/\n\nRelayHello\x12\x10\n\x08relay_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\"b\n\x07RelayUp\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.orch.v1.RelayHelloH\x00\x12&\n\x06output\x18\x02 \x01(\x0b\x32\x14.orch.v1.RelayOutputH\x00\x42\t\n\x07message\"`\n\tRelayDown\x12\"\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x12.orch.v1.RelayCallH\x00\x12$\n\x05input\x18\x02 \x01(\x0b\x32\x13.orch.v1.RelayInputH\x00\x42\t\n\x07message*\x7f\n\x11\x41ssignmentSetType\x12#\n\x1f\x41SSIGNMENT_SET_TYPE_UNSPECIFIED\x10\x00\x12 \n\x1c\x41SSIGNMENT_SET_TYPE_COMPLETE\x10\x01\x12#\n\x1f\x41SSIGNMENT_SET_TYPE_INCREMENTAL\x10\x02*q\n\x10\x41ssignmentAction\x12!\n\x1d\x41SSIGNMENT_ACTION_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x41SSIGNMENT_ACTION_UPDATE\x10\x01\x12\x1c\n\x18\x41SSIGNMENT_ACTION_REMOVE\x10\x02\x32J\n\nDispatcher\x12<\n\x06\x41ttach\x12\x15.orch.v1.AgentMessage\x1a\x17.orch.v1.ManagerMessage(\x01\x30\x01\x32\x39\n\x05Relay\x12\x30\n\x04Open\x12\x10.orch.v1.RelayUp\x1a\x12.orch.v1.RelayDown(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1borch_proto/dispatcher.proto\x12\x07orch.v1\x1a\x15orch_proto/node.proto\x1a\x18orch_proto/objects.proto\x1a\x16orch_proto/types.proto\"\xf3\x01\n\x0c\x41gentMessage\x12$\n\x04open\x18\x01 \x01(\x0b\x32\x14.orch.v1.SessionOpenH\x00\x12\'\n\theartbeat\x18\x02 \x01(\x0b\x32\x12.orch.v1.HeartbeatH\x00\x12(\n\x08statuses\x18\x03 \x01(\x0b\x32\x14.orch.v1.StatusBatchH\x00\x12/\n\x0b\x64\x65scription\x18\x04 \x01(\x0b\x32\x18.orch.v1.NodeDescriptionH\x00\x12.\n\x0b\x63\x61ll_result\x18\x05 \x01(\x0b\x32\x17.orch.v1.NodeCallResultH\x00\x42\t\n\x07message\"\x8f\x01\n\x0bSessionOpen\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12-\n\x0b\x64\x65scription\x18\x02 \x01(\x0b\x32\x18.orch.v1.NodeDescription\x12\x19\n\x11holds_assignments\x18\x03 \x01(\t\x12\x14\n\x0chighest_term\x18\x04 \x01(\x04\x12\x0f\n\x07version\x18\x05 \x01(\t\"\x1d\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"H\n\x10TaskStatusUpdate\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12#\n\x06status\x18\x02 \x01(\x0b\x32\x13.orch.v1.TaskStatus\"t\n\x0bStatusBatch\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\x04\x12*\n\x07updates\x18\x02 \x03(\x0b\x32\x19.orch.v1.TaskStatusUpdate\x12*\n\x0creplacements\x18\x03 \x03(\x0b\x32\x14.orch.v1.Replacement\"\x8e\x01\n\x0bReplacement\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x10\n\x08replaces\x18\x02 \x01(\t\x12)\n\rdesired_state\x18\x03 \x01(\x0e\x32\x12.orch.v1.TaskState\x12\x1a\n\x12not_before_unix_ms\x18\x04 \x01(\x03\x12\x15\n\rrestart_count\x18\x05 \x01(\r\"\xe8\x02\n\x0eManagerMessage\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12(\n\x06opened\x18\x02 \x01(\x0b\x32\x16.orch.v1.SessionOpenedH\x00\x12*\n\theartbeat\x18\x03 \x01(\x0b\x32\x15.orch.v1.HeartbeatAckH\x00\x12-\n\x0b\x61ssignments\x18\x04 \x01(\x0b\x32\x16.orch.v1.AssignmentSetH\x00\x12(\n\nstatus_ack\x18\x05 \x01(\x0b\x32\x12.orch.v1.StatusAckH\x00\x12!\n\x04\x63\x61ll\x18\x06 \x01(\x0b\x32\x11.orch.v1.NodeCallH\x00\x12(\n\x05relay\x18\x07 \x01(\x0b\x32\x17.orch.v1.RelayDirectiveH\x00\x12\x1d\n\x04node\x18\x08 \x01(\x0b\x32\r.orch.v1.NodeH\x00\x12\"\n\x03\x65nd\x18\t \x01(\x0b\x32\x13.orch.v1.SessionEndH\x00\x42\t\n\x07message\"\x94\x01\n\rSessionOpened\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x1b\n\x13heartbeat_period_ms\x18\x02 \x01(\x03\x12\x1b\n\x04node\x18\x03 \x01(\x0b\x32\r.orch.v1.Node\x12\x12\n\ncluster_id\x18\x04 \x01(\t\x12\x10\n\x08managers\x18\x05 \x03(\t\x12\x0f\n\x07version\x18\x06 \x01(\t\"E\n\x0cHeartbeatAck\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x11\n\tperiod_ms\x18\x02 \x01(\x03\x12\x10\n\x08managers\x18\x03 \x03(\t\"\x1a\n\tStatusAck\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\x04\"Y\n\nSessionEnd\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x11\n\treconnect\x18\x02 \x01(\x08\x12\x16\n\x0eleader_address\x18\x03 \x01(\t\x12\x10\n\x08managers\x18\x04 \x03(\t\"\"\n\x0eRelayDirective\x12\x10\n\x08relay_id\x18\x01 \x01(\t\"\x9b\x01\n\rAssignmentSet\x12(\n\x04type\x18\x01 \x01(\x0e\x32\x1a.orch.v1.AssignmentSetType\x12\x12\n\napplies_to\x18\x02 \x01(\t\x12\x12\n\nresults_in\x18\x03 \x01(\t\x12*\n\x07\x63hanges\x18\x04 \x03(\x0b\x32\x19.orch.v1.AssignmentChange\x12\x0c\n\x04more\x18\x05 \x01(\x08\"f\n\x10\x41ssignmentChange\x12)\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32\x19.orch.v1.AssignmentAction\x12\'\n\nassignment\x18\x02 \x01(\x0b\x32\x13.orch.v1.Assignment\"\xef\x01\n\nAssignment\x12\x1d\n\x04task\x18\x01 \x01(\x0b\x32\r.orch.v1.TaskH\x00\x12!\n\x06secret\x18\x02 \x01(\x0b\x32\x0f.orch.v1.SecretH\x00\x12!\n\x06\x63onfig\x18\x03 \x01(\x0b\x32\x0f.orch.v1.ConfigH\x00\x12#\n\x07network\x18\x04 \x01(\x0b\x32\x10.orch.v1.NetworkH\x00\x12!\n\x06volume\x18\x05 \x01(\x0b\x32\x0f.orch.v1.VolumeH\x00\x12,\n\x07service\x18\x06 \x01(\x0b\x32\x19.orch.v1.ServiceEndpointsH\x00\x42\x06\n\x04item\"\xc6\x01\n\x10ServiceEndpoints\x12\x12\n\nservice_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12#\n\x04mode\x18\x03 \x01(\x0e\x32\x15.orch.v1.EndpointMode\x12+\n\x08networks\x18\x04 \x03(\x0b\x32\x19.orch.v1.ServiceOnNetwork\x12\"\n\x05ports\x18\x05 \x03(\x0b\x32\x13.orch.v1.PortConfig\x12\x1a\n\x12ingress_network_id\x18\x06 \x01(\t\"u\n\x10ServiceOnNetwork\x12\x12\n\nnetwork_id\x18\x01 \x01(\t\x12\x12\n\nvirtual_ip\x18\x02 \x01(\t\x12\x0f\n\x07\x61liases\x18\x03 \x03(\t\x12(\n\tendpoints\x18\x04 \x03(\x0b\x32\x15.orch.v1.TaskEndpoint\"a\n\x0cTaskEndpoint\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0c\n\x04slot\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x10\n\x08hostname\x18\x05 \x01(\t\"/\n\nRelayHello\x12\x10\n\x08relay_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\"b\n\x07RelayUp\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.orch.v1.RelayHelloH\x00\x12&\n\x06output\x18\x02 \x01(\x0b\x32\x14.orch.v1.RelayOutputH\x00\x42\t\n\x07message\"`\n\tRelayDown\x12\"\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x12.orch.v1.RelayCallH\x00\x12$\n\x05input\x18\x02 \x01(\x0b\x32\x13.orch.v1.RelayInputH\x00\x42\t\n\x07message*\x7f\n\x11\x41ssignmentSetType\x12#\n\x1f\x41SSIGNMENT_SET_TYPE_UNSPECIFIED\x10\x00\x12 \n\x1c\x41SSIGNMENT_SET_TYPE_COMPLETE\x10\x01\x12#\n\x1f\x41SSIGNMENT_SET_TYPE_INCREMENTAL\x10\x02*q\n\x10\x41ssignmentAction\x12!\n\x1d\x41SSIGNMENT_ACTION_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x41SSIGNMENT_ACTION_UPDATE\x10\x01\x12\x1c\n\x18\x41SSIGNMENT_ACTION_REMOVE\x10\x02\x32J\n\nDispatcher\x12<\n\x06\x41ttach\x12\x15.orch.v1.AgentMessage\x1a\x17.orch.v1.ManagerMessage(\x01\x30\x01\x32\x39\n\x05Relay\x12\x30\n\x04Open\x12\x10.orch.v1.RelayUp\x1a\x12.orch.v1.RelayDown(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'orch_proto.dispatcher_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ASSIGNMENTSETTYPE']._serialized_start=2594
-  _globals['_ASSIGNMENTSETTYPE']._serialized_end=2721
-  _globals['_ASSIGNMENTACTION']._serialized_start=2723
-  _globals['_ASSIGNMENTACTION']._serialized_end=2836
+  _globals['_ASSIGNMENTSETTYPE']._serialized_start=2783
+  _globals['_ASSIGNMENTSETTYPE']._serialized_end=2910
+  _globals['_ASSIGNMENTACTION']._serialized_start=2912
+  _globals['_ASSIGNMENTACTION']._serialized_end=3025
   _globals['_AGENTMESSAGE']._serialized_start=114
   _globals['_AGENTMESSAGE']._serialized_end=357
   _globals['_SESSIONOPEN']._serialized_start=360
@@ -47,39 +47,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TASKSTATUSUPDATE']._serialized_start=536
   _globals['_TASKSTATUSUPDATE']._serialized_end=608
   _globals['_STATUSBATCH']._serialized_start=610
-  _globals['_STATUSBATCH']._serialized_end=682
-  _globals['_MANAGERMESSAGE']._serialized_start=685
-  _globals['_MANAGERMESSAGE']._serialized_end=1045
-  _globals['_SESSIONOPENED']._serialized_start=1048
-  _globals['_SESSIONOPENED']._serialized_end=1196
-  _globals['_HEARTBEATACK']._serialized_start=1198
-  _globals['_HEARTBEATACK']._serialized_end=1267
-  _globals['_STATUSACK']._serialized_start=1269
-  _globals['_STATUSACK']._serialized_end=1295
-  _globals['_SESSIONEND']._serialized_start=1297
-  _globals['_SESSIONEND']._serialized_end=1386
-  _globals['_RELAYDIRECTIVE']._serialized_start=1388
-  _globals['_RELAYDIRECTIVE']._serialized_end=1422
-  _globals['_ASSIGNMENTSET']._serialized_start=1425
-  _globals['_ASSIGNMENTSET']._serialized_end=1580
-  _globals['_ASSIGNMENTCHANGE']._serialized_start=1582
-  _globals['_ASSIGNMENTCHANGE']._serialized_end=1684
-  _globals['_ASSIGNMENT']._serialized_start=1687
-  _globals['_ASSIGNMENT']._serialized_end=1926
-  _globals['_SERVICEENDPOINTS']._serialized_start=1929
-  _globals['_SERVICEENDPOINTS']._serialized_end=2127
-  _globals['_SERVICEONNETWORK']._serialized_start=2129
-  _globals['_SERVICEONNETWORK']._serialized_end=2246
-  _globals['_TASKENDPOINT']._serialized_start=2248
-  _globals['_TASKENDPOINT']._serialized_end=2345
-  _globals['_RELAYHELLO']._serialized_start=2347
-  _globals['_RELAYHELLO']._serialized_end=2394
-  _globals['_RELAYUP']._serialized_start=2396
-  _globals['_RELAYUP']._serialized_end=2494
-  _globals['_RELAYDOWN']._serialized_start=2496
-  _globals['_RELAYDOWN']._serialized_end=2592
-  _globals['_DISPATCHER']._serialized_start=2838
-  _globals['_DISPATCHER']._serialized_end=2912
-  _globals['_RELAY']._serialized_start=2914
-  _globals['_RELAY']._serialized_end=2971
+  _globals['_STATUSBATCH']._serialized_end=726
+  _globals['_REPLACEMENT']._serialized_start=729
+  _globals['_REPLACEMENT']._serialized_end=871
+  _globals['_MANAGERMESSAGE']._serialized_start=874
+  _globals['_MANAGERMESSAGE']._serialized_end=1234
+  _globals['_SESSIONOPENED']._serialized_start=1237
+  _globals['_SESSIONOPENED']._serialized_end=1385
+  _globals['_HEARTBEATACK']._serialized_start=1387
+  _globals['_HEARTBEATACK']._serialized_end=1456
+  _globals['_STATUSACK']._serialized_start=1458
+  _globals['_STATUSACK']._serialized_end=1484
+  _globals['_SESSIONEND']._serialized_start=1486
+  _globals['_SESSIONEND']._serialized_end=1575
+  _globals['_RELAYDIRECTIVE']._serialized_start=1577
+  _globals['_RELAYDIRECTIVE']._serialized_end=1611
+  _globals['_ASSIGNMENTSET']._serialized_start=1614
+  _globals['_ASSIGNMENTSET']._serialized_end=1769
+  _globals['_ASSIGNMENTCHANGE']._serialized_start=1771
+  _globals['_ASSIGNMENTCHANGE']._serialized_end=1873
+  _globals['_ASSIGNMENT']._serialized_start=1876
+  _globals['_ASSIGNMENT']._serialized_end=2115
+  _globals['_SERVICEENDPOINTS']._serialized_start=2118
+  _globals['_SERVICEENDPOINTS']._serialized_end=2316
+  _globals['_SERVICEONNETWORK']._serialized_start=2318
+  _globals['_SERVICEONNETWORK']._serialized_end=2435
+  _globals['_TASKENDPOINT']._serialized_start=2437
+  _globals['_TASKENDPOINT']._serialized_end=2534
+  _globals['_RELAYHELLO']._serialized_start=2536
+  _globals['_RELAYHELLO']._serialized_end=2583
+  _globals['_RELAYUP']._serialized_start=2585
+  _globals['_RELAYUP']._serialized_end=2683
+  _globals['_RELAYDOWN']._serialized_start=2685
+  _globals['_RELAYDOWN']._serialized_end=2781
+  _globals['_DISPATCHER']._serialized_start=3027
+  _globals['_DISPATCHER']._serialized_end=3101
+  _globals['_RELAY']._serialized_start=3103
+  _globals['_RELAY']._serialized_end=3160
 # @@protoc_insertion_point(module_scope)

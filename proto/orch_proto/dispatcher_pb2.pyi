@@ -176,28 +176,70 @@ Global___TaskStatusUpdate: _TypeAlias = TaskStatusUpdate  # noqa: Y015
 
 @_typing.final
 class StatusBatch(_message.Message):
-    """At most 10 000 updates; acknowledged as a whole once committed."""
+    """At most 10 000 updates; acknowledged as a whole once committed. Replacements are looked at before the updates. One that
+    is taken comes back as an assignment, one that is refused as the removal of an assignment: the agent stops it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     BATCH_FIELD_NUMBER: _builtins.int
     UPDATES_FIELD_NUMBER: _builtins.int
+    REPLACEMENTS_FIELD_NUMBER: _builtins.int
     batch: _builtins.int
     @_builtins.property
     def updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskStatusUpdate]: ...
+    @_builtins.property
+    def replacements(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replacement]: ...
     def __init__(
         self,
         *,
         batch: _builtins.int = ...,
         updates: _abc.Iterable[Global___TaskStatusUpdate] | None = ...,
+        replacements: _abc.Iterable[Global___Replacement] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "replacements", b"replacements", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusBatch: _TypeAlias = StatusBatch  # noqa: Y015
+
+@_typing.final
+class Replacement(_message.Message):
+    """A task that an agent made by itself in the slot of one that had ended, by its service's restart policy, while no leader
+    could be asked. It has the specification, the slot and the addresses of the other one.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    REPLACES_FIELD_NUMBER: _builtins.int
+    DESIRED_STATE_FIELD_NUMBER: _builtins.int
+    NOT_BEFORE_UNIX_MS_FIELD_NUMBER: _builtins.int
+    RESTART_COUNT_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    replaces: _builtins.str
+    desired_state: _types_pb2.TaskState.ValueType
+    """READY while it waits for its delay to pass, else RUNNING."""
+    not_before_unix_ms: _builtins.int
+    restart_count: _builtins.int
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        replaces: _builtins.str = ...,
+        desired_state: _types_pb2.TaskState.ValueType = ...,
+        not_before_unix_ms: _builtins.int = ...,
+        restart_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["desired_state", b"desired_state", "not_before_unix_ms", b"not_before_unix_ms", "replaces", b"replaces", "restart_count", b"restart_count", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Replacement: _TypeAlias = Replacement  # noqa: Y015
 
 @_typing.final
 class ManagerMessage(_message.Message):

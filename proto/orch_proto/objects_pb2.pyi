@@ -714,6 +714,7 @@ class Task(_message.Message):
     STACK_ID_FIELD_NUMBER: _builtins.int
     RESTART_COUNT_FIELD_NUMBER: _builtins.int
     NOT_BEFORE_UNIX_MS_FIELD_NUMBER: _builtins.int
+    REPLACES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     spec_version: _builtins.int
     service_id: _builtins.str
@@ -729,6 +730,8 @@ class Task(_message.Message):
     """How many tasks of this slot came before this one and failed in a row: what a crash loop's back-off is computed from."""
     not_before_unix_ms: _builtins.int
     """Earliest time at which desired state may be raised from READY to RUNNING."""
+    replaces: _builtins.str
+    """The task whose place its node gave to this one by itself, while no leader could be asked; empty for all others."""
     @_builtins.property
     def meta(self) -> _types_pb2.Meta: ...
     @_builtins.property
@@ -764,10 +767,11 @@ class Task(_message.Message):
         stack_id: _builtins.str = ...,
         restart_count: _builtins.int = ...,
         not_before_unix_ms: _builtins.int = ...,
+        replaces: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_job_iteration", b"_job_iteration", "endpoint", b"endpoint", "job_iteration", b"job_iteration", "meta", b"meta", "spec", b"spec", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_job_iteration", b"_job_iteration", "assigned_resources", b"assigned_resources", "desired_state", b"desired_state", "endpoint", b"endpoint", "id", b"id", "job_iteration", b"job_iteration", "meta", b"meta", "networks", b"networks", "node_id", b"node_id", "not_before_unix_ms", b"not_before_unix_ms", "restart_count", b"restart_count", "service_id", b"service_id", "service_labels", b"service_labels", "service_name", b"service_name", "slot", b"slot", "spec", b"spec", "spec_version", b"spec_version", "stack_id", b"stack_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_job_iteration", b"_job_iteration", "assigned_resources", b"assigned_resources", "desired_state", b"desired_state", "endpoint", b"endpoint", "id", b"id", "job_iteration", b"job_iteration", "meta", b"meta", "networks", b"networks", "node_id", b"node_id", "not_before_unix_ms", b"not_before_unix_ms", "replaces", b"replaces", "restart_count", b"restart_count", "service_id", b"service_id", "service_labels", b"service_labels", "service_name", b"service_name", "slot", b"slot", "spec", b"spec", "spec_version", b"spec_version", "stack_id", b"stack_id", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__job_iteration: _TypeAlias = _typing.Literal["job_iteration"]  # noqa: Y015
     _WhichOneofArgType__job_iteration: _TypeAlias = _typing.Literal["_job_iteration", b"_job_iteration"]  # noqa: Y015
