@@ -12,7 +12,7 @@ from ipaddress import AddressValueError, IPv4Network, NetmaskValueError
 from pathlib import Path
 from typing import Final
 
-from orch_cli.playground import cluster, faults, lifecycle, partition, power, record, status, tools
+from orch_cli.playground import cluster, delays, faults, lifecycle, partition, power, record, status, tools
 from orch_cli.playground.layout import DEFAULT_NAME, DEFAULT_SUBNET, Layout, NodePlace
 from orch_cli.playground.record import Record
 from orch_rpc.errors import FailedPrecondition, InvalidArgument, OrchError, PermissionDenied
@@ -73,6 +73,15 @@ def _parser() -> argparse.ArgumentParser:
         "'node-3' cuts it from all others. Nodes that are not named keep their links. Mind the quotes.",
     )
     part.add_argument("expressions", metavar="EXPRESSION", nargs="+", help="who is parted from whom")
+    delay = add(
+        "delay",
+        _delay,
+        "Make packets late on their way to and from nodes, each way: a round trip takes twice as much longer.",
+    )
+    delay.add_argument(
+        "words", metavar="[NODE…] MS", nargs="+", help="50, or 1.5s; 0 for none; of all nodes if none is named"
+    )
+    delay.add_argument("--jitter", default="0", metavar="MS", help="up to so much more, for each packet another time")
     add("heal", _heal, "End all partitions and delays.")
     return parser
 
@@ -261,10 +270,29 @@ def _partition(options: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
+def _delay(options: argparse.Namespace, _: list[str]) -> int:
+    found = record.load(options.name)
+    *names, time = options.words
+    nodes = [found.layout.node(name) for name in names] or found.layout.nodes
+    delay = faults.Delay(delays.milliseconds(time), delays.milliseconds(options.jitter))
+    with record.exclusively(found.layout):
+        before = faults.load(found.layout)
+        wanted = {**before.delays, **{node.hostname: delay for node in nodes}}
+        slow = {name: one for name, one in wanted.items() if one.delay_ms or one.jitter_ms}
+        delays.apply(found.layout, slow)
+        faults.save(found.layout, replace(before, delays=slow))
+    for name, one in sorted(slow.items()):
+        print(f"{name}: packets are {one}, each way")
+    if not slow:
+        print("No packets are late.")
+    return 0
+
+
 def _heal(options: argparse.Namespace, _: list[str]) -> int:
     found = record.load(options.name)
     with record.exclusively(found.layout):
         partition.apply(found.layout, frozenset())
+        delays.apply(found.layout, {})
         faults.save(found.layout, faults.Faults())
     print("All nodes reach each other.")
     return 0

@@ -19,8 +19,8 @@ from orch_rpc.errors import FailedPrecondition
 _LINKS: Final = Path("/sys/class/net")
 _ROUTES: Final = Path("/proc/net/route")
 _FORWARD: Final = Path("/proc/sys/net/ipv4/ip_forward")
-#: Inside the switch.
-_BRIDGE: Final = "bridge"
+#: Interfaces inside the switch.
+BRIDGE: Final = "bridge"
 _HOST_PORT: Final = "host"
 #: Where br_netfilter is loaded, bridged packets pass the rules and the connection tracking of IP as well: not here.
 _NO_FILTERS_OF_IP: Final = (
@@ -79,10 +79,10 @@ def make_switch(layout: Layout) -> None:
     """
     tools.run("ip", "netns", "add", layout.switch)
     commands = (
-        f"link add {_BRIDGE} type bridge mcast_snooping 0",
-        f"link set {_BRIDGE} up",
+        f"link add {BRIDGE} type bridge mcast_snooping 0",
+        f"link set {BRIDGE} up",
         f"link add {_HOST_PORT} type veth peer name {layout.host_link} netns {os.getpid()}",
-        f"link set {_HOST_PORT} master {_BRIDGE} up",
+        f"link set {_HOST_PORT} master {BRIDGE} up",
     )
     tools.run("ip", "-netns", layout.switch, "-batch", "-", stdin="\n".join(commands))
     tools.inside(layout.switch_path, "sh", "-c", _NO_FILTERS_OF_IP)
@@ -104,7 +104,7 @@ def make_node(layout: Layout, node: NodePlace) -> None:
         f"route add default via {layout.gateway}",
     )
     tools.run("ip", "-netns", node.namespace, "-batch", "-", stdin="\n".join(commands))
-    tools.run("ip", "-netns", layout.switch, "link", "set", node.port, "master", _BRIDGE, "up")
+    tools.run("ip", "-netns", layout.switch, "link", "set", node.port, "master", BRIDGE, "up")
 
 
 def remove_node(node: NodePlace) -> None:

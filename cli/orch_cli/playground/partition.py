@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import permutations, product
+from itertools import chain, permutations, product
 from typing import Final
 
 from orch_cli.playground import tools
+from orch_cli.playground.delay_line import tap_name
 from orch_cli.playground.layout import Layout
 from orch_rpc.errors import InvalidArgument
 
@@ -83,7 +84,9 @@ def apply(layout: Layout, cuts: Cuts) -> None:
     """
     text = f"flush set bridge {_TABLE} cut\n"
     if cuts:
-        elements = ", ".join(f'"{source}" . "{target}"' for source, target in sorted(cuts))
+        # A node's frames come by its own port, or late by another.
+        pairs = (product(*((name, tap_name(name)) for name in pair)) for pair in sorted(cuts))
+        elements = ", ".join(f'"{source}" . "{target}"' for source, target in chain.from_iterable(pairs))
         text += f"add element bridge {_TABLE} cut {{ {elements} }}\n"
     tools.inside(layout.switch_path, "nft", "-f", "-", stdin=text)
 

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from orch_cli.playground import daemon, leftovers, network, record
+from orch_cli.playground import daemon, delays, faults, leftovers, network, record
 from orch_cli.playground.layout import NodePlace
 from orch_cli.playground.processes import (
     ProcessId,
@@ -184,4 +184,7 @@ def start(found: Record, node: NodePlace) -> ProcessId | None:
             network.make_switch(found.layout)
         if not node.namespace_path.exists():
             network.make_node(found.layout, node)
+            slow = faults.load(found.layout).delays
+            if slow:
+                delays.apply(found.layout, slow)
         return daemon.start(node, show_metrics=found.show_metrics)

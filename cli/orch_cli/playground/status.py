@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from orch_cli.playground import cluster, daemon, faults, partition, record
+from orch_cli.playground import cluster, daemon, delays, faults, partition, record
 from orch_cli.playground.layout import NodePlace
 from orch_cli.playground.record import Record
 from orch_proto import daemon_pb2, objects_pb2
@@ -23,8 +23,16 @@ async def rows(found: Record) -> list[tuple[str, ...]]:
     assert answering is None or isinstance(answering, tuple)
     known = {one.id: one for one in answering[1]} if answering is not None else None
     broken = faults.load(found.layout)
+    late = {node: str(delay) for node, delay in broken.delays.items()}
+    if late and not delays.line_runs(found.layout):
+        late = dict.fromkeys(late, "cut off, as its delay line died: heal it")
     return [
-        _row(node, info if isinstance(info, daemon_pb2.NodeInfoResponse) else None, known, broken)
+        _row(
+            node,
+            info if isinstance(info, daemon_pb2.NodeInfoResponse) else None,
+            known,
+            _network(node, broken.cuts, late),
+        )
         for node, info in zip(nodes, infos, strict=True)
     ]
 
@@ -33,16 +41,22 @@ def _row(
     node: NodePlace,
     info: daemon_pb2.NodeInfoResponse | None,
     known: dict[str, objects_pb2.Node] | None,
-    broken: faults.Faults,
+    around: str,
 ) -> tuple[str, ...]:
-    delay = broken.delays.get(node.hostname)
-    network = [partition.describe(broken.cuts, node.hostname), str(delay) if delay is not None else ""]
-    around = "; ".join(part for part in network if part) or "ok"
     begin = (node.hostname, str(node.address), _daemon(node))
     if info is None:
-        return (*begin, _NOTHING, _NOTHING, _NOTHING, around if node.namespace_path.exists() else _NOTHING)
+        return (*begin, _NOTHING, _NOTHING, _NOTHING, around)
     membership = daemon_pb2.MembershipState.Name(info.state).removeprefix("MEMBERSHIP_STATE_").lower()
     return (*begin, membership, _manager(info, known), _state(info, known), around)
+
+
+def _network(node: NodePlace, cuts: partition.Cuts, late: dict[str, str]) -> str:
+    if not node.namespace_path.exists():
+        return _NOTHING
+    return (
+        "; ".join(part for part in (partition.describe(cuts, node.hostname), late.get(node.hostname, "")) if part)
+        or "ok"
+    )
 
 
 def _daemon(node: NodePlace) -> str:
