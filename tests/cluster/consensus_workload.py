@@ -11,7 +11,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -21,8 +21,11 @@ from linearizability.history import NEVER_NS, Action, History, Operation, Outcom
 from linearizability.models import GrowingSet, Register
 from orch_proto import control_pb2 as control
 from orch_proto import types_pb2
-from orch_proto.control_pb2_grpc import ControlAsyncStub, ControlStub
+from orch_proto.control_pb2_grpc import ControlStub
 from orch_proto.specs_pb2 import ConfigSpec, SecretSpec
+
+if TYPE_CHECKING:
+    from orch_proto.control_pb2_grpc import ControlAsyncStub
 
 CALL_LIMIT_S = 5.0
 LABEL = "value"
