@@ -103,6 +103,25 @@ class LeadershipChange:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerProgress:
+    """How the leader sees another member.
+
+    Attributes:
+        raft_id: which one.
+        match_index: last entry known to be on its disk.
+        pace: how it is sent to: "probe", "replicate" or "snapshot".
+        reachable: it was heard of within an election timeout.
+        caught_up: it follows closely enough to be made a voter.
+    """
+
+    raft_id: int
+    match_index: int
+    pace: str
+    reachable: bool
+    caught_up: bool
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStatus:
     """A view of the engine at one moment, for status pages and metrics."""
 
@@ -116,6 +135,10 @@ class EngineStatus:
     last_snapshot_index: int
     waiting_proposals: int
     members: tuple[Member, ...]
+    #: On the leader alone: how far the others have come.
+    peers: tuple[PeerProgress, ...] = ()
+    #: Raft ids that belonged to members once.
+    removed_ids: frozenset[int] = frozenset()
 
 
 class StateMachine(Protocol):
@@ -161,6 +184,18 @@ class Observer:
     def proposal_failed(self, error_name: str) -> None:
         """A proposal raised an error of this name."""
 
+    def election_begun(self) -> None:
+        """This member stands for election."""
+
+    def loop_stalled(self, duration_s: float) -> None:
+        """The event loop did nothing for so long."""
+
+    def snapshot_sent(self, *, ok: bool) -> None:
+        """A snapshot arrived at another member, or could not be sent."""
+
+    def snapshot_installed(self, duration_s: float) -> None:
+        """A snapshot of the leader took the place of this member's state."""
+
 
 class Engine(Protocol):
     """A replicated log with one writer at a time."""
@@ -199,7 +234,7 @@ class Engine(Protocol):
         """Return an index at which a local read is linearizable; everything up to it is applied.
 
         Raises:
-            NotLeader, EngineStopped: this member cannot vouch for its state.
+            NotLeader, ReadUnconfirmed, EngineStopped: this member cannot vouch for its state.
         """
         ...
 

@@ -6,8 +6,10 @@ RaftError
 │   ├── ProposalTooLarge     raised before anything was written: make the proposal smaller
 │   ├── ProposalQueueFull    raised before anything was written: slow down, try again
 │   ├── OutcomeUnknown       the write may or may not take effect: read before repeating it
-│   └── EngineStopped        raised before anything was written: the engine is stopped or has failed
+│   ├── EngineStopped        raised before anything was written: the engine is stopped or has failed
+│   └── ReadUnconfirmed      a read barrier found no leader that would confirm it: try again, or read what may be old
 ├── MembershipError          a change of members was refused
+├── SnapshotRefused          a snapshot that the leader sends cannot be taken now; it sends it again
 ├── StorageError             the state folder cannot be used as it is; nothing in it was changed
 │   ├── NotFounded           there is no cluster in the folder
 │   ├── AlreadyFounded       there is one already
@@ -20,6 +22,8 @@ RaftError
 └── FatalError               the process must stop: it can keep no promise any more
     ├── DurabilityLost       a write or sync failed; what the disk holds is unknown
     ├── ApplyFailed          the state machine raised on a committed entry
+    ├── Removed              this member was removed from the cluster
+    ├── EngineDefect         the engine raised what it should not
     └── SafetyBroken         members disagree about what is committed
 """
 
@@ -89,8 +93,23 @@ class EngineStopped(ProposalError):
         super().__init__(f"consensus is not running: {why}; start the manager again")
 
 
+class ReadUnconfirmed(ProposalError):
+    """No leader confirmed in time that this member's state is not old."""
+
+    def __init__(self, leader_id: int | None) -> None:
+        self.leader_id = leader_id
+        who = "no leader is known" if leader_id is None else f"the leader, member {leader_id:x}, did not confirm it"
+        super().__init__(
+            f"cannot vouch that a read would be current: {who}; try again, or ask for what may be old (--stale)"
+        )
+
+
 class MembershipError(RaftError):
     """A change of the members was refused; nothing was changed."""
+
+
+class SnapshotRefused(RaftError):
+    """A snapshot that the leader sends cannot be taken now."""
 
 
 class StorageError(RaftError):
@@ -211,6 +230,26 @@ class ApplyFailed(FatalError):
             f"cannot apply log entry {index}: {type(cause).__name__}: {cause}; going on would make members differ, "
             f"so this process must stop. This is a defect of orch, or an entry of a newer version: "
             f"install that version, or report it"
+        )
+
+
+class Removed(FatalError):
+    """This member was removed from the cluster, for good."""
+
+    def __init__(self, member_id: int) -> None:
+        super().__init__(
+            f"member {member_id:x} was removed from the cluster; this manager must stop. "
+            f"To be a manager again the node joins anew, with another id"
+        )
+
+
+class EngineDefect(FatalError):
+    """The engine raised what it should not, and cannot vouch for what it holds in memory any more."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(
+            f"consensus met a defect of its own: {type(cause).__name__}: {cause}; this process must stop. "
+            f"What is on disk is whole: start the manager again, and report this"
         )
 
 

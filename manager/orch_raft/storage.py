@@ -15,13 +15,13 @@ from typing import BinaryIO
 from orch_raft.engine import Member, Observer, SnapshotWriter
 from orch_raft.errors import AlreadyFounded, DurabilityLost, FolderInUse, NotFounded, SnapshotCorrupt
 from orch_raft.limits import EngineOptions
-from orch_raft.log.durable import FOUNDING_INDEX, DurableLog, LogContents, RecoveredLog
+from orch_raft.log.durable import DurableLog, LogContents, RecoveredLog
 from orch_raft.log.files import Files, FolderLock, OsFiles
 from orch_raft.log.key_file import create_key_file, is_sealed, read_key_file, write_key_file
 from orch_raft.log.keys import Keyring
 from orch_raft.log.member_file import MemberFile, Stage
 from orch_raft.log.records import Entry, HardState, ReceivedMark
-from orch_raft.log.snapshots import SnapshotFolder
+from orch_raft.log.snapshots import FOUNDING_INDEX, SnapshotFolder
 from orch_raft.membership import Membership, SnapshotMeta
 
 _LOCK = "lock"
@@ -338,7 +338,7 @@ def _open_locked(
     if not snapshots.is_empty():
         meta, state = snapshots.open_latest()
         recovered = RecoveredState(
-            meta, state if meta.index > FOUNDING_INDEX else None, log.recover(meta.index, contents)
+            meta, state if snapshots.has_state(meta) else None, log.recover(meta.index, contents)
         )
     elif member is not None and member.stage is Stage.JOINING:
         recovered = RecoveredState(SnapshotMeta(0, 0, Membership(())), None, log.recover(0, contents))

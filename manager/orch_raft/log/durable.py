@@ -28,9 +28,7 @@ from orch_raft.log.segment import (
     segment_name,
     segment_number,
 )
-
-#: Index of the snapshot that founds a cluster; entries follow it.
-FOUNDING_INDEX = 1
+from orch_raft.log.snapshots import FOUNDING_INDEX
 
 
 @dataclass(frozen=True, slots=True)

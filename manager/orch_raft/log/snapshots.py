@@ -41,6 +41,8 @@ _LAST = 1 << 31
 _NONCE = struct.Struct(">4xQ")
 _CONTEXT = struct.Struct(">QQQB")
 _SUFFIX = ".snap"
+#: Index of the snapshot that founds a cluster; entries follow it.
+FOUNDING_INDEX = 1
 _ASIDE_SUFFIX = ".tmp"
 _RECEIVED_SUFFIX = ".received"
 #: Bounds what a damaged length can make a reader allocate.
@@ -248,6 +250,11 @@ class SnapshotFolder:
         """Remove a received snapshot that is not wanted. Raises OSError."""
         if self.has_received(index, term):
             self._files.remove((self._folder / _name(term, index)).with_suffix(_RECEIVED_SUFFIX))
+
+    @staticmethod
+    def has_state(meta: SnapshotMeta) -> bool:
+        """Whether a snapshot has a state; the one that founded the cluster has only members."""
+        return meta.index > FOUNDING_INDEX
 
     def open_latest(self) -> tuple[SnapshotMeta, BinaryIO]:
         """The newest snapshot, of which there must be one: what it covers, and a stream of its state.

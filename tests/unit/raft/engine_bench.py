@@ -5,10 +5,10 @@ import errno
 import threading
 from pathlib import Path
 
+from orch_raft.driver import ReplicatedEngine
 from orch_raft.engine import Observer
 from orch_raft.limits import EngineOptions
 from orch_raft.log.files import OsFiles, WritableFile
-from orch_raft.single import SingleMemberEngine
 from unit.raft.counting_machine import CountingMachine
 
 TIMEOUT_S = 20.0
@@ -110,7 +110,7 @@ class Bench:
         self.recorder = Recorder()
         self.machine = CountingMachine()
 
-    def engine(self, options: EngineOptions | None = None) -> SingleMemberEngine:
+    def engine(self, options: EngineOptions | None = None) -> ReplicatedEngine:
         """A new engine with a new state machine."""
         self.machine = CountingMachine()
-        return SingleMemberEngine(self.folder, self.machine, options=options, observer=self.recorder, files=self.files)
+        return ReplicatedEngine(self.folder, self.machine, options=options, observer=self.recorder, files=self.files)

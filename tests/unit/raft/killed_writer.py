@@ -10,8 +10,8 @@ from pathlib import Path
 # A script's own folder stands on the path, not the tests'.
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from orch_raft.driver import ReplicatedEngine
 from orch_raft.limits import EngineOptions
-from orch_raft.single import SingleMemberEngine
 from unit.raft.counting_machine import CountingMachine
 
 OPTIONS = EngineOptions(
@@ -25,7 +25,7 @@ OPTIONS = EngineOptions(
 WRITERS = 16
 
 
-async def write(engine: SingleMemberEngine, run: str, writer: int) -> None:
+async def write(engine: ReplicatedEngine, run: str, writer: int) -> None:
     number = 0
     while True:
         command = f"{run}.{writer}.{number}"
@@ -36,7 +36,7 @@ async def write(engine: SingleMemberEngine, run: str, writer: int) -> None:
 
 
 async def main(folder: Path, run: str) -> None:
-    engine = SingleMemberEngine(folder, CountingMachine(), options=OPTIONS)
+    engine = ReplicatedEngine(folder, CountingMachine(), options=OPTIONS)
     await engine.start()
     sys.stdout.write("ready\n")
     sys.stdout.flush()

@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from orch_raft.driver import ReplicatedEngine
 from orch_raft.engine import Member
-from orch_raft.single import SingleMemberEngine
 from orch_raft.storage import found_cluster
 from unit.raft.counting_machine import CountingMachine
 
@@ -59,7 +59,7 @@ def kill_after(folder: Path, run: int, delay_s: float) -> str:
 async def read_back(folder: Path) -> list[str]:
     """The commands in the log, in order."""
     machine = CountingMachine()
-    engine = SingleMemberEngine(folder, machine)
+    engine = ReplicatedEngine(folder, machine)
     await engine.start()
     await engine.stop()
     return [command.decode() for command in machine.commands]
