@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Final
 
+from orch_manager.ca.removed import remember_removed
 from orch_manager.clock import Clock, IdSource
 from orch_manager.control import validation
 from orch_manager.control.queries import kind_of, label_of, name_of, resolve
@@ -258,6 +259,8 @@ class Objects:
                 edited.pending_delete = True
                 transaction.update(edited)
             else:
+                if isinstance(item, Node):
+                    remember_removed(transaction, item)
                 transaction.delete(kind, item.id)
             return item.id, name_of(item)
 

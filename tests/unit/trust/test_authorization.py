@@ -135,7 +135,7 @@ def test_each_kind_of_caller_may_call_exactly_what_the_table_says(tmp_path: Path
     ],
 )
 def test_the_table_itself_gives_nobody_too_much(path: str, who: Callers) -> None:
-    """A worker reads no object, a reader writes nothing, a deployer hands out no rights, none but managers speak Raft."""
+    """A worker reads no object, a reader writes nothing, a deployer hands out no rights, only managers speak Raft."""
     assert not who & RULES[path].callers
 
 
