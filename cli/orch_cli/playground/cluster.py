@@ -12,6 +12,8 @@ from orch_cli.playground.layout import NodePlace
 from orch_cli.playground.processes import ProcessId
 from orch_cli.playground.record import Record
 from orch_proto import (
+    ca_pb2,
+    ca_pb2_grpc,
     control_pb2,
     control_pb2_grpc,
     daemon_pb2,
@@ -20,7 +22,7 @@ from orch_proto import (
     types_pb2,
 )
 from orch_rpc.channels import unix_channel
-from orch_rpc.errors import Internal, OrchError, rpc_errors
+from orch_rpc.errors import OrchError, rpc_errors
 
 _READY_LIMIT_S: Final = 40.0
 _CALL_LIMIT_S: Final = 2.0
@@ -85,10 +87,11 @@ async def _join(node: NodePlace, identity: ProcessId, first: NodePlace, token: s
             await stub.JoinCluster(request, timeout=_READY_LIMIT_S)
 
 
-async def _tokens(node: NodePlace) -> objects_pb2.JoinTokens:
-    for found in await _list(node, types_pb2.OBJECT_KIND_CLUSTER):
-        return found.cluster.root_ca.join_tokens
-    raise Internal("cannot read the join tokens", f"{node.hostname} knows of no cluster", "this is a defect of orch")
+async def _tokens(node: NodePlace) -> ca_pb2.JoinTokensResponse:
+    with rpc_errors("read the join tokens"):
+        async with unix_channel(node.manager_socket) as channel:
+            stub: ca_pb2_grpc.CAAsyncStub = ca_pb2_grpc.CAStub(channel)
+            return await stub.JoinTokens(ca_pb2.JoinTokensRequest(), timeout=_CALL_LIMIT_S)
 
 
 async def list_nodes(node: NodePlace) -> list[objects_pb2.Node]:
