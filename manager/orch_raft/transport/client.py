@@ -16,6 +16,8 @@ from orch_raft.engine import Member
 from orch_raft.transport.peer import Peer
 from orch_raft.transport.seam import Receiver, SnapshotOpener
 from orch_raft.transport.wire import Encoder, encode_meta
+from orch_rpc.certificates import MANAGER_SERVER_NAME
+from orch_rpc.identity import IdentitySource
 
 _logger = logging.getLogger(__name__)
 #: Makes a channel to `host:port`. The transport closes it. May raise OrchError.
@@ -39,6 +41,23 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", defaults.MESSAGE_BYTES),
     ("grpc.max_receive_message_length", defaults.MESSAGE_BYTES),
 )
+
+
+def mutual_channels(source: IdentitySource) -> ChannelFactory:
+    """Makes mutually authenticated channels to managers, each with the identity of the moment.
+
+    Raises (what is returned does):
+        OrchError: there is no identity, or it has expired.
+    """
+
+    def open_channel(address: str) -> grpc.aio.Channel:
+        identity = source.current()
+        identity.check_valid()
+        credentials = grpc.ssl_channel_credentials(identity.roots_pem, identity.key_pem, identity.certificate_pem)
+        options = [*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", MANAGER_SERVER_NAME)]
+        return grpc.aio.secure_channel(address, credentials, options=options)
+
+    return open_channel
 
 
 class GrpcTransport:

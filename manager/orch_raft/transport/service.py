@@ -11,6 +11,7 @@ from orch_raft.errors import SnapshotRefused
 from orch_raft.transport.client import GrpcTransport
 from orch_raft.transport.seam import Receiver
 from orch_raft.transport.wire import WireFormatError, decode, decode_meta
+from orch_rpc.callers import CallerKind, certificate_caller
 from orch_rpc.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unavailable
 
 _CHUNK_TIMEOUT_S = defaults.RAFT_CHUNK_TIMEOUT_MS / 1000
@@ -34,14 +35,27 @@ class MembershipCalls(Protocol):
         ...
 
 
+def peer_node_id(context: Any) -> str:
+    """The node id in the certificate of a call's peer: who is connected, whoever else the call may name.
+
+    Raises:
+        PermissionDenied: it is not a manager's.
+    """
+    certificates = context.auth_context().get("x509_pem_cert", ())
+    caller = certificate_caller(certificates[0]) if certificates else None
+    if caller is None or caller.kind is not CallerKind.MANAGER:
+        raise PermissionDenied("will not take messages of consensus", "the peer shows no manager's certificate")
+    return caller.id
+
+
 class RaftService(RaftServicer):
     """Serves `orch.v1.Raft`. Whoever calls must be a manager; the server's credentials and access table see to that.
 
     Args:
         receiver: the engine.
         transport: learns from the first message of a stream where its sender is reached.
-        caller_node_id: the node id in the certificate of a call's peer.
         calls: answers join, leave and the rest.
+        caller_node_id: the node id in the certificate of a call's peer.
     """
 
     def __init__(
@@ -49,8 +63,8 @@ class RaftService(RaftServicer):
         receiver: Receiver,
         transport: GrpcTransport,
         *,
-        caller_node_id: Callable[[Any], str],
         calls: MembershipCalls,
+        caller_node_id: Callable[[Any], str] = peer_node_id,
     ) -> None:
         self._receiver = receiver
         self._transport = transport
