@@ -16,10 +16,12 @@ import sys
 from pathlib import Path
 
 from orch_manager.beginning import Beginning, begin
+from orch_manager.members.channels import consensus_channels
 from orch_manager.process import Manager, Options
 from orch_proto import defaults
 from orch_proto.version import VERSION
 from orch_raft.errors import FatalError, Removed, StateLocked, StorageError
+from orch_raft.transport.client import GrpcTransport
 from orch_rpc import logs
 from orch_rpc.addresses import Address, parse_address
 from orch_rpc.errors import OrchError
@@ -72,17 +74,22 @@ async def _run(arguments: argparse.Namespace) -> None:
     if arguments.listen_address:
         listen = parse_address(arguments.listen_address, "the address to listen on")
     advertised = parse_address(arguments.advertise_address) if arguments.advertise_address else listen
+    joins = (parse_address(arguments.join),) if arguments.join else ()
+    transport: GrpcTransport | None = None
+    if identity is not None and advertised is not None:
+        transport = GrpcTransport(consensus_channels(identity), str(advertised))
     begun = await begin(
         Beginning(
             state_dir=arguments.state_dir,
             node_id=arguments.node_id,
             address=str(advertised) if advertised is not None else "",
             bootstrap=arguments.bootstrap,
-            join=parse_address(arguments.join) if arguments.join else None,
+            join=bool(joins),
             restore=arguments.restore,
             force_new_cluster=arguments.force_new_cluster,
             unlock_key_file=arguments.unlock_key_file,
-        )
+        ),
+        transport,
     )
     options = Options(
         run_dir=arguments.run_dir,
@@ -93,6 +100,9 @@ async def _run(arguments: argparse.Namespace) -> None:
         listen_address=listen,
         advertise_address=advertised,
         identity=identity,
+        join=joins,
+        unlock_key=begun.unlock_key,
+        transport=transport,
     )
     await Manager(options, begun.make_engine).run(stop)
 

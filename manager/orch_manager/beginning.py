@@ -11,11 +11,11 @@ from orch_manager.control.unlocking import parse_key
 from orch_manager.founding import read_founding_objects
 from orch_manager.process import EngineMaker
 from orch_proto.objects_pb2 import StoreChanges
+from orch_raft.driver import ReplicatedEngine
 from orch_raft.engine import Engine, Member, Observer, StateMachine
-from orch_raft.single import SingleMemberEngine
-from orch_raft.storage import found_cluster, is_founded
+from orch_raft.storage import check_unlock_key, found_cluster, is_founded, is_locked, prepare_joiner
+from orch_raft.transport.seam import Transport
 from orch_rpc import logs
-from orch_rpc.addresses import Address
 
 _log = logs.get("manager")
 
@@ -29,7 +29,7 @@ class Beginning:
         node_id: this node.
         address: ``host:port`` where other managers reach this one; empty: nowhere.
         bootstrap: file with the first objects of a new cluster.
-        join: a manager of the cluster to join.
+        join: whether a cluster is to be joined.
         restore: a backup that becomes the state of a new cluster of one manager.
         force_new_cluster: the state that is there goes on as a cluster of one manager.
         unlock_key_file: may hold the key of a locked cluster; removed once it was read.
@@ -39,7 +39,7 @@ class Beginning:
     node_id: str
     address: str = ""
     bootstrap: Path | None = None
-    join: Address | None = None
+    join: bool = False
     restore: Path | None = None
     force_new_cluster: bool = False
     unlock_key_file: Path | None = None
@@ -52,39 +52,54 @@ class Begun:
     Attributes:
         make_engine: the consensus engine over the state.
         founding: first objects of a new cluster, to be written unless they are there.
+        unlock_key: what the state was opened with.
     """
 
     make_engine: EngineMaker
     founding: StoreChanges | None = None
+    unlock_key: bytes | None = None
 
 
-async def begin(beginning: Beginning) -> Begun:
+async def begin(beginning: Beginning, transport: Transport | None) -> Begun:
     """Prepares the state folder. What was prepared before, and cut short, is taken up.
+
+    Args:
+        beginning: what orchd says.
+        transport: to the other managers.
 
     Raises:
         StorageError: the folder cannot be used as it is.
         OrchError: what is to begin with cannot be read.
     """
-    return await asyncio.to_thread(_begin, beginning)
+    return await asyncio.to_thread(_begin, beginning, transport)
 
 
-def _begin(beginning: Beginning) -> Begun:
+def _begin(beginning: Beginning, transport: Transport | None) -> Begun:
     folder = beginning.state_dir
+    unlock_key = _unlock_key(beginning.unlock_key_file)
     is_new = not is_founded(folder)
     founding = _founding_objects(beginning.bootstrap, is_new=is_new)
-    if founding is not None and is_new:
+    if is_new and founding is not None:
         found_cluster(folder, _own_member(beginning))
-    _unlock_key(beginning.unlock_key_file)
+    elif is_new and beginning.join:
+        prepare_joiner(folder, _new_raft_id())
+    elif not is_new and is_locked(folder):
+        check_unlock_key(folder, unlock_key or b"")
+    elif not is_new:
+        unlock_key = None  # nothing is sealed: the key was for a state that is no more
 
     def make_engine(machine: StateMachine, observer: Observer) -> Engine:
-        return SingleMemberEngine(folder, machine, observer=observer)
+        return ReplicatedEngine(folder, machine, transport=transport, observer=observer, unlock_key=unlock_key)
 
-    return Begun(make_engine, founding)
+    return Begun(make_engine, founding, unlock_key)
+
+
+def _new_raft_id() -> int:
+    return random.SystemRandom().getrandbits(63) or 1
 
 
 def _own_member(beginning: Beginning) -> Member:
-    raft_id = random.SystemRandom().getrandbits(63) or 1
-    return Member(raft_id=raft_id, node_id=beginning.node_id, address=beginning.address)
+    return Member(raft_id=_new_raft_id(), node_id=beginning.node_id, address=beginning.address)
 
 
 def _founding_objects(bootstrap: Path | None, *, is_new: bool) -> StoreChanges | None:

@@ -43,5 +43,8 @@ def told_as(what: str) -> Iterator[None]:
         raise errors.OutcomeUnknown(what, str(error), "look at the state before repeating it") from error
     except raft_errors.NotLeader as error:
         raise NotLeading(what) from error
+    except raft_errors.ReadUnconfirmed as error:
+        todo = "try again soon; `orch --stale ...` shows what this manager knows, which may be out of date"
+        raise errors.Unavailable(what, "no leader confirmed that it would be current", todo) from error
     except raft_errors.RaftError as error:
         raise errors.Unavailable(what, str(error), "look at the manager's log") from error

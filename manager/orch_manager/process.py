@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import grpc.aio
 
@@ -14,11 +16,12 @@ from orch_manager.ca.scope import StackScope
 from orch_manager.ca.service import CAService
 from orch_manager.clock import Clock, IdSource, SystemClock
 from orch_manager.control.cluster import ClusterApi
+from orch_manager.control.nodes import NodeRules
 from orch_manager.control.objects import Objects
 from orch_manager.control.service import ControlService
 from orch_manager.control.stacks.service import Stacks
 from orch_manager.control.streams import Streams
-from orch_manager.control.unlocking import UnlockKeys
+from orch_manager.control.unlocking import UnlockKeys, present_key
 from orch_manager.dispatcher.calls import NodeCalls
 from orch_manager.dispatcher.hub import Hub
 from orch_manager.dispatcher.service import DispatcherService
@@ -27,6 +30,12 @@ from orch_manager.forwarding.interceptor import ForwardingInterceptor
 from orch_manager.forwarding.leader import Leader
 from orch_manager.founding import write_founding_objects
 from orch_manager.leading import Leading
+from orch_manager.members.changes import Changes
+from orch_manager.members.handler import MembershipHandler
+from orch_manager.members.joining import Joining
+from orch_manager.members.keeper import MemberKeeper
+from orch_manager.members.roles import Roles
+from orch_manager.members.view import leads
 from orch_manager.metrics import ManagerMetrics, RaftObserver, StateCollector
 from orch_manager.metrics_http import MetricsServer
 from orch_manager.relay.broker import RelayBroker
@@ -37,8 +46,13 @@ from orch_proto.ca_pb2_grpc import add_CAServicer_to_server
 from orch_proto.control_pb2 import ClusterInfoRequest, ClusterInfoResponse
 from orch_proto.control_pb2_grpc import ControlStub, add_ControlServicer_to_server
 from orch_proto.dispatcher_pb2_grpc import add_DispatcherServicer_to_server, add_RelayServicer_to_server
-from orch_proto.objects_pb2 import StoreChanges
+from orch_proto.objects_pb2 import Cluster, StoreChanges
+from orch_proto.raft_pb2_grpc import add_RaftServicer_to_server
+from orch_raft.driver import ReplicatedEngine
 from orch_raft.engine import Engine, Observer, StateMachine
+from orch_raft.errors import RaftError
+from orch_raft.transport.client import GrpcTransport
+from orch_raft.transport.service import RaftService
 from orch_rpc import logs
 from orch_rpc.addresses import Address, parse_address
 from orch_rpc.authorization import Authorization, Policy, current_call
@@ -47,6 +61,7 @@ from orch_rpc.identity import IdentitySource
 from orch_rpc.tls import ManagerChannels
 
 _log = logs.get("manager")
+_SEAL_CHECK_S: Final = 30.0
 #: Makes the engine that a store writes through.
 EngineMaker = Callable[[StateMachine, Observer], Engine]
 
@@ -64,6 +79,9 @@ class Options:
         listen_address: for managers, agents and people; None: the unix socket alone.
         advertise_address: where those reach it.
         identity: its certificate; needed to listen, and to speak to other managers.
+        join: managers to ask for admission.
+        unlock_key: what the state was opened with.
+        transport: of consensus; None: there are no other managers.
     """
 
     run_dir: Path
@@ -74,6 +92,9 @@ class Options:
     listen_address: Address | None = None
     advertise_address: Address | None = None
     identity: IdentitySource | None = None
+    join: tuple[Address, ...] = ()
+    unlock_key: bytes | None = None
+    transport: GrpcTransport | None = None
 
 
 class Manager:
@@ -97,7 +118,12 @@ class Manager:
         self.store = Store(lambda machine: make_engine(machine, observer), clock_unix_ms=self._clock.unix_ms)
         self.hub = Hub(self.store, clock=self._clock, ids=self._ids, heartbeat_period_ms=defaults.HEARTBEAT_PERIOD_MS)
         self.leader = Leader(self.store.engine.status, clock=self._clock)
-        self.leading = Leading(self.store, self.hub, self.metrics, clock=self._clock, ids=self._ids)
+        self._changes = Changes(self.store.engine)
+        self._roles = Roles(self.store.engine)
+        keeper = MemberKeeper(self.store, self._changes, self._roles)
+        self.leading = Leading(
+            self.store, self.hub, self.metrics, clock=self._clock, ids=self._ids, duties={"managers": keeper.run}
+        )
         self._channels = ManagerChannels(options.identity) if options.identity is not None else None
         calls = NodeCalls(self.hub)
         self._broker = RelayBroker(self.hub)
@@ -105,7 +131,7 @@ class Manager:
         self.control = ControlService(
             self.store,
             stacks=Stacks(self.store, calls, clock=self._clock, ids=self._ids),
-            objects=Objects(self.store, calls, clock=self._clock, ids=self._ids),
+            objects=Objects(self.store, calls, NodeRules(self._roles, self._changes), clock=self._clock, ids=self._ids),
             streams=Streams(self.store, self._broker, self._scope, options.node_id),
             calls=calls,
             cluster=ClusterApi(
@@ -171,6 +197,20 @@ class Manager:
         add_DispatcherServicer_to_server(self._dispatcher, server)
         add_RelayServicer_to_server(self._broker, server)
         add_CAServicer_to_server(self._authority, server)
+        engine, transport, channels = self.store.engine, self._options.transport, self._channels
+        if transport is not None and channels is not None and isinstance(engine, ReplicatedEngine):
+            handler = MembershipHandler(
+                self.store,
+                self.leader,
+                self._changes,
+                self._roles,
+                channels=channels,
+                own_address=str(self._options.advertise_address or ""),
+            )
+            service = RaftService(
+                engine, transport, caller_node_id=lambda _context: current_call().caller.id, calls=handler
+            )
+            add_RaftServicer_to_server(service, server)
 
     async def _serve(self, stop: asyncio.Event) -> None:
         listening = self._servers()
@@ -180,14 +220,20 @@ class Manager:
             asyncio.create_task(stop.wait(), name="stop"),
             asyncio.create_task(self.leading.broken(), name="loops-broke"),
         ]
+        others = [asyncio.create_task(self._keep_sealed(), name="autolock")]
         try:
-            await self.leading.settle()
+            await self._settle()
             await listening.start()
             await self._metrics_server.start()
+            if self._channels is not None and self._options.advertise_address is not None:
+                others.append(asyncio.create_task(self._join(self._options.advertise_address), name="join"))
+            lives += [asyncio.create_task(self._ended(others), name="others")]
             done, _ = await asyncio.wait(lives, return_when=asyncio.FIRST_COMPLETED)
             for life in done:
                 life.result()
         finally:
+            await self._hand_over()
+            lives += others
             await self._metrics_server.stop()
             for session in list(self.hub.sessions.values()):
                 session.end("this manager stops", reconnect=True)
@@ -198,6 +244,51 @@ class Manager:
             await self.leading.stop()
             if self._channels is not None:
                 await self._channels.close()
+
+    @staticmethod
+    async def _ended(others: list[asyncio.Task[None]]) -> None:
+        """Waits until one of these fails; those that end well have done their work."""
+        await asyncio.gather(*others)
+        await asyncio.Event().wait()
+
+    async def _settle(self) -> None:
+        """A manager that leads alone leads at once; the others serve before they know who does."""
+        status = self.store.engine.status()
+        if leads(status):
+            await self.leading.settle()
+
+    async def _join(self, address: Address) -> None:
+        assert self._channels is not None
+        await Joining(
+            self.store.engine,
+            self._channels,
+            node_id=self._options.node_id,
+            address=address,
+            first=self._options.join,
+        ).run()
+
+    async def _hand_over(self) -> None:
+        """A leader that stops does not make the others wait for an election."""
+        try:
+            await self._changes.hand_over()
+        except RaftError as error:
+            _log.warning("stops as leader", reason=error)
+
+    async def _keep_sealed(self) -> None:
+        """Seals this manager's data keys with the cluster's unlock key, as soon as that is another one."""
+        engine = self.store.engine
+        if not isinstance(engine, ReplicatedEngine):
+            return
+        sealed_with = self._options.unlock_key
+        with closing(self.store.signal(Cluster)) as signal:
+            while True:
+                clusters = self.store.all(Cluster)
+                wanted = present_key(clusters) or None
+                if clusters and wanted != sealed_with:
+                    await engine.set_unlock_key(wanted)
+                    sealed_with = wanted
+                    _log.info("data keys sealed" if wanted else "data keys unsealed", node=self._options.node_id)
+                await signal.wait(_SEAL_CHECK_S)
 
     async def _ask_leader(self, address: str) -> ClusterInfoResponse:
         """How the cluster is, asked of the leader, for whoever asked here and was admitted."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 from orch_manager.ca.removed import remember_removed
 from orch_manager.clock import Clock, IdSource
 from orch_manager.control import validation
+from orch_manager.control.nodes import NodeRules, removal_refusal
 from orch_manager.control.queries import kind_of, label_of, name_of, resolve
 from orch_manager.control.stacks.deploy import check_ports, copy_spec, with_new_spec
 from orch_manager.control.stacks.images import look_up
@@ -23,14 +24,13 @@ from orch_proto.objects_pb2 import (
     Config,
     Network,
     Node,
-    NodeState,
     Secret,
     Service,
     Stack,
     Task,
     Volume,
 )
-from orch_proto.specs_pb2 import NodeRole, ServiceSpec
+from orch_proto.specs_pb2 import ServiceSpec
 from orch_proto.types_pb2 import UpdateState
 from orch_rpc import logs
 from orch_rpc.errors import FailedPrecondition, InvalidArgument, OutOfDate
@@ -60,13 +60,15 @@ class Objects:
     Args:
         store: read and written.
         calls: to ask nodes for images.
+        nodes: what may be changed of nodes.
         clock: what time it is.
         ids: for new objects.
     """
 
-    def __init__(self, store: Store, calls: NodeCalls, *, clock: Clock, ids: IdSource) -> None:
+    def __init__(self, store: Store, calls: NodeCalls, nodes: NodeRules, *, clock: Clock, ids: IdSource) -> None:
         self._store = store
         self._calls = calls
+        self._nodes = nodes
         self._clock = clock
         self._ids = ids
 
@@ -129,8 +131,8 @@ class Objects:
 
     # ---- update --------------------------------------------------------------------------------------
 
-    async def update(self, request: UpdateRequest) -> StoreObject:
-        """Changes one object; returns it as stored.
+    async def update(self, request: UpdateRequest) -> tuple[StoreObject, list[str]]:
+        """Changes one object; returns it as stored, and what is unwise about it.
 
         Raises:
             OutOfDate: it was changed since the version the request names.
@@ -154,7 +156,10 @@ class Objects:
                 reason=f"update {label_of(kind)}",
             )
         _log.info("updated", kind=label_of(kind), name=name_of(present), id=present.id)
-        return self._read(kind, present.id, what)
+        updated = self._read(kind, present.id, what)
+        if isinstance(present, Node) and isinstance(updated, Node):
+            return updated, self._nodes.warnings(self._store, present, updated)
+        return updated, []
 
     @staticmethod
     def _new_spec(spec: Spec, kind: Kind, what: str) -> Any:
@@ -182,7 +187,7 @@ class Objects:
         if isinstance(item, Network) and _without_labels(item.spec) != _without_labels(spec):
             raise InvalidArgument(what, "only the labels of a network can change", "create another network")
         if isinstance(item, Node):
-            _check_node(item, spec, what)
+            self._nodes.check_update(transaction, item, spec, what)
         if isinstance(item, (Secret, Config)):
             item.spec.annotations.CopyFrom(spec.annotations)
         else:
@@ -239,8 +244,8 @@ class Objects:
 
     # ---- remove --------------------------------------------------------------------------------------
 
-    async def remove(self, request: RemoveRequest) -> tuple[str, str]:
-        """Removes one object, or begins to; its id and name.
+    async def remove(self, request: RemoveRequest) -> tuple[str, str, list[str]]:
+        """Removes one object, or begins to; its id and name, and what is unwise about it.
 
         Raises:
             NotFound: there is none.
@@ -264,10 +269,13 @@ class Objects:
                 transaction.delete(kind, item.id)
             return item.id, name_of(item)
 
+        node: Node | None = resolve(self._store, kind, request.reference) if kind is Node else None
         with told_as(what):
-            removed = await self._store.update(write, reason=f"remove {label_of(kind)}")
-        _log.info("removed", kind=label_of(kind), name=removed[1], id=removed[0])
-        return removed
+            if node is not None:
+                await self._nodes.leave_managers(self._store, node, what, force=request.force)
+            object_id, name = await self._store.update(write, reason=f"remove {label_of(kind)}")
+        _log.info("removed", kind=label_of(kind), name=name, id=object_id)
+        return object_id, name, self._nodes.warnings(self._store, node, None)
 
 
 def _check(label: str, spec: Any, what: str) -> None:
@@ -286,21 +294,11 @@ def _without_labels(spec: Any) -> Any:
     return bare
 
 
-def _check_node(node: Node, spec: Any, what: str) -> None:
-    if spec.desired_role not in (NodeRole.NODE_ROLE_UNSPECIFIED, node.role):
-        raise FailedPrecondition(what, "changing a node's role is not supported yet")
-    if not spec.desired_role:
-        spec.desired_role = node.role
-
-
 def _in_use(reader: Reader, item: StoreObject, *, force: bool) -> str:  # noqa: PLR0911 - one answer a kind
     """Why an object cannot be removed; empty when it can."""
     if isinstance(item, Node):
-        if node_is_attached(item):
-            return "it is not down: stop orchd there, or let it leave, first"
-        if item.role == NodeRole.NODE_ROLE_MANAGER and not force:
-            return "it is a manager: demote it first"
-        return ""
+        refused = removal_refusal(item, force=force)
+        return refused[0] if refused else ""
     if isinstance(item, Service):
         return ""
     if isinstance(item, (Network, Secret, Config)):
@@ -319,11 +317,6 @@ def _in_use(reader: Reader, item: StoreObject, *, force: bool) -> str:  # noqa: 
     if isinstance(item, Task):
         return "tasks are the manager's: scale or remove the service"
     return "it cannot be removed this way"
-
-
-def node_is_attached(node: Node) -> bool:
-    """True unless the node is known to be down."""
-    return node.status.state != NodeState.NODE_STATE_DOWN
 
 
 def _uses(service: Service) -> set[str]:

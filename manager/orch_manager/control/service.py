@@ -102,13 +102,14 @@ class ControlService(ControlServicer):
     async def Update(self, request: control.UpdateRequest, context: _Context) -> control.UpdateResponse:
         """Changes one object."""
         del context
-        return control.UpdateResponse(object=public(await self._objects.update(request)))
+        updated, warnings = await self._objects.update(request)
+        return control.UpdateResponse(object=public(updated), warnings=warnings)
 
     async def Remove(self, request: control.RemoveRequest, context: _Context) -> control.RemoveResponse:
         """Removes one object."""
         del context
-        object_id, name = await self._objects.remove(request)
-        return control.RemoveResponse(id=object_id, name=name)
+        object_id, name, warnings = await self._objects.remove(request)
+        return control.RemoveResponse(id=object_id, name=name, warnings=warnings)
 
     async def ScaleServices(
         self, request: control.ScaleServicesRequest, context: _Context

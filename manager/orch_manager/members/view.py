@@ -39,8 +39,7 @@ class MemberView:
 def members_of(engine: Engine) -> list[MemberView]:
     """All members, as this one sees them."""
     status = engine.status()
-    ask_peers = getattr(engine, "peers", None)  # an engine of one member has none
-    peers = {peer.raft_id: peer for peer in ask_peers()} if ask_peers is not None else {}
+    peers = {peer.raft_id: peer for peer in status.peers}
     views = []
     for member in status.members:
         peer = peers.get(member.raft_id)
@@ -48,7 +47,7 @@ def members_of(engine: Engine) -> list[MemberView]:
         if member.raft_id == status.member_id:
             views.append(MemberView(member, leads, reachable=True, match=status.last_index))
         elif peer is not None:
-            views.append(MemberView(member, leads, peer.reachable, peer.match))
+            views.append(MemberView(member, leads, peer.reachable, peer.match_index))
         else:
             views.append(MemberView(member, leads, reachable=leads, match=0))
     return views
