@@ -189,6 +189,7 @@ class Agent:
                 group.create_task(self._network.run())
                 group.create_task(self._session.run())
                 group.create_task(self.worker.sweep())
+                group.create_task(self.worker.stand_in())
         finally:
             if stop_metrics is not None:
                 await asyncio.to_thread(stop_metrics)

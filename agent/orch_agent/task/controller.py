@@ -92,6 +92,18 @@ class TaskController:
         return self.status.state >= types.TASK_STATE_COMPLETE
 
     @property
+    def needs(self) -> Needs:
+        """What the task needs of what was assigned to the node."""
+        return self._needs if self._needs is not None else self._around.preparation.needs(self.task)
+
+    def as_it_is(self) -> objects.Task:
+        """The task with its status now."""
+        task = objects.Task()
+        task.CopyFrom(self.task)
+        task.status.CopyFrom(self.status)
+        return task
+
+    @property
     def image_id(self) -> str:
         """The image that the task runs; empty until it is prepared."""
         return self.prepared.image_id if self.prepared is not None else ""

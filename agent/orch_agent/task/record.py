@@ -7,6 +7,7 @@ a second time.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ log = logs.get("worker")
 _TASK = "task.pb"
 _STATUS = "status.pb"
 _NEEDS = "needs.pb"
+_TOLD = "told"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ class Record:
     task: objects.Task
     status: types.TaskStatus | None
     needs: Needs = field(default_factory=Needs)
+    #: Whether a leader has taken note of its end.
+    told: bool = False
 
 
 class Records:
@@ -58,6 +62,11 @@ class Records:
         """Remembers the last status of a task whose record is there."""
         _replace(self.folder(task_id) / _STATUS, status.SerializeToString())
 
+    def mark_told(self, task_id: str) -> None:
+        """Remembers that a leader has taken note of a task's end; nothing when there is no record of the task."""
+        with contextlib.suppress(FileNotFoundError):
+            (self.folder(task_id) / _TOLD).touch()
+
     def forget(self, task_id: str) -> None:
         """Removes everything remembered of a task."""
         files.remove_task_files(self.folder(task_id))
@@ -76,7 +85,7 @@ class Records:
                 log.warning("record.unreadable", task=folder.name, why=str(error))
                 files.remove_task_files(folder)
                 continue
-            records.append(Record(task, status, needs))
+            records.append(Record(task, status, needs, (folder / _TOLD).exists()))
         return records
 
 

@@ -76,7 +76,7 @@ class Assignments:
             for change in part.changes:
                 self._change(change, delta)
         if delta.complete:
-            delta.tasks_removed = before.tasks.keys() - self.held.tasks.keys()
+            delta.tasks_removed |= before.tasks.keys() - self.held.tasks.keys()
             delta.networks_removed = before.networks.keys() - self.held.networks.keys()
             delta.services_removed = {key: old for key, old in before.services.items() if key not in self.held.services}
         self.result = received.results_in

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Callable, Collection, Iterable
 
 from orch_agent.build.runtime_runner import CONTAINER_PREFIX as BUILD_PREFIX
 from orch_agent.errors import LinkLost, LinkRefused
 from orch_agent.network_sync import NetworkSync
+from orch_agent.node_state import new_id
 from orch_agent.packets import JsonObject
 from orch_agent.runtime import ContainerView, exit_of
-from orch_agent.task.controller import Surroundings, TaskController
+from orch_agent.task.controller import Surroundings, TaskController, now_ms
 from orch_agent.task.preparation import Preparation
 from orch_agent.task.record import Record, Records
+from orch_agent.worker import alone
 from orch_agent.worker.assignments import Assignments, Holdings
 from orch_agent.worker.reporter import StatusReporter
 from orch_proto import defaults
 from orch_proto import dispatcher_pb2 as dispatcher
+from orch_proto import objects_pb2 as objects
 from orch_proto import types_pb2 as types
 from orch_rpc import logs
 from orch_runtime import protocol as runtime_protocol
 
+ALONE_LOOK_S = 0.5
 log = logs.get("worker")
 
 
@@ -34,6 +39,7 @@ class Worker:
         reporter: where statuses go.
         network: kept told of networks and services.
         group: owns the controllers.
+        clock_ms: Unix milliseconds.
     """
 
     def __init__(
@@ -45,6 +51,7 @@ class Worker:
         reporter: StatusReporter,
         network: NetworkSync,
         group: asyncio.TaskGroup,
+        clock_ms: Callable[[], int] = now_ms,
     ) -> None:
         self.controllers: dict[str, TaskController] = {}
         self._assignments = Assignments()
@@ -54,7 +61,15 @@ class Worker:
         self._reporter = reporter
         self._network = network
         self._group = group
+        self._clock_ms = clock_ms
         self._lives: dict[str, asyncio.Task[None]] = {}
+        #: When the leader was heard last, on the loop's clock; None while it speaks to us.
+        self._lost_at_s: float | None = asyncio.get_running_loop().time()
+        #: Tasks made here that no leader has answered for, and those of whose end one knows.
+        self._own: set[str] = set()
+        self._told: set[str] = set()
+        self._life_ended = asyncio.Event()
+        reporter.on_end_told = self._ends_told
         self._found_again = asyncio.Event()
 
     @property
@@ -73,10 +88,13 @@ class Worker:
         delta = self._assignments.apply(received)
         if delta is None:
             return
+        if delta.complete:
+            self._lost_at_s = None
         for request in self._network.apply(self.held, delta):
             self._group.create_task(_quietly(request))
         if not self._found_again.is_set():
             return  # what runs already must be known first; then all that is held is taken up at once
+        self._own -= self.held.tasks.keys()
         if delta.complete:
             self._adopt_complete()
         self._begin_or_update(delta.tasks)
@@ -86,6 +104,8 @@ class Worker:
     def session_lost(self) -> None:
         """The session has ended; the next one begins with a COMPLETE set."""
         self._assignments.reset()
+        if self._lost_at_s is None:
+            self._lost_at_s = asyncio.get_running_loop().time()
 
     def _begin_or_update(self, task_ids: Iterable[str]) -> None:
         for task_id in task_ids:
@@ -98,9 +118,14 @@ class Worker:
 
     def _adopt_complete(self) -> None:
         """After a COMPLETE set: tasks that the leader no longer knows are stopped, final statuses are told again."""
+        self._own -= self.held.tasks.keys()
         for task_id, controller in list(self.controllers.items()):
             task = self.held.tasks.get(task_id)
-            if task is None:
+            if task_id in self._own:
+                # It may not have been told of these yet, or the answer was lost.
+                self._reporter.report_made(alone.as_told(controller.task))
+                self._reporter.report(task_id, controller.as_it_is().status)
+            elif task is None:
                 self._give_up(task_id)
             elif controller.status.state > task.status.state:
                 self._reporter.report(task_id, controller.status)
@@ -115,10 +140,14 @@ class Worker:
 
     async def _live(self, controller: TaskController) -> None:
         await self._found_again.wait()
-        await controller.run()
+        try:
+            await controller.run()
+        finally:
+            self._life_ended.set()
 
     def _give_up(self, task_id: str) -> None:
         controller = self.controllers.get(task_id)
+        self._own.discard(task_id)
         self._reporter.forget(task_id)
         if controller is not None:
             controller.give_up()
@@ -132,12 +161,86 @@ class Worker:
             return  # assigned again meanwhile
         self.controllers.pop(task_id, None)
         self._lives.pop(task_id, None)
+        self._told.discard(task_id)
         self._reporter.forget(task_id)
         await asyncio.to_thread(self._remove_traces, task_id)
 
     def _remove_traces(self, task_id: str) -> None:
         self._records.forget(task_id)
         self._preparation.forget(task_id)
+
+    # ---- without a leader --------------------------------------------------------------------------
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no leader has spoken to this node for longer than a change of leader takes."""
+        lost_at_s = self._lost_at_s
+        if lost_at_s is None or not self._found_again.is_set():
+            return False
+        return asyncio.get_running_loop().time() - lost_at_s >= defaults.ALONE_AFTER_MS / 1000
+
+    async def stand_in(self) -> None:
+        """Does for this node's slots what the leader would, while there is none."""
+        was_alone = False
+        while True:
+            self._life_ended.clear()
+            if self.is_alone != was_alone:
+                was_alone = self.is_alone
+                log.warning("worker.alone" if was_alone else "worker.led", tasks=len(self.controllers))
+            if was_alone:
+                self._replace_ended()
+                self._raise_waiting()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ALONE_LOOK_S):
+                    await self._life_ended.wait()
+
+    def _replace_ended(self) -> None:
+        present = [controller.as_it_is() for controller in self.controllers.values()]
+        made = alone.successors(present, self._told, now_ms=self._clock_ms(), new_id=new_id)
+        for task in made:
+            old = self.controllers[task.replaces]
+            log.info("task.replaced_alone", old=old.task.id, new=task.id, service=task.service_name, slot=task.slot)
+            # Written first: whoever finds the task must know that it is ours.
+            self._records.write_task(task, old.needs)
+            self._make_own(task)
+            self._begin(TaskController(task, self._around, record=Record(task, None, old.needs)))
+        for task_id in alone.superfluous([*present, *made], self._own) if made else ():
+            self._drop_own(task_id)
+
+    def _make_own(self, task: objects.Task) -> None:
+        self._own.add(task.id)
+        self._reporter.report_made(alone.as_told(task))
+
+    def _drop_own(self, task_id: str) -> None:
+        """Takes an ended task out of the middle of a chain that the leader has not seen yet."""
+        dropped = self.controllers[task_id].task
+        for controller in self.controllers.values():
+            if controller.task.replaces == task_id:
+                controller.task.replaces = dropped.replaces
+                self._records.write_task(controller.task, controller.needs)
+                self._make_own(controller.task)
+        self._give_up(task_id)
+
+    def _raise_waiting(self) -> None:
+        assert self._lost_at_s is not None
+        lost_for_ms = int((asyncio.get_running_loop().time() - self._lost_at_s) * 1000)
+        present = [controller.as_it_is() for controller in self.controllers.values()]
+        now = self._clock_ms()
+        for task_id in alone.whose_turn_has_come(present, alone_since_ms=now - lost_for_ms, now_ms=now):
+            controller = self.controllers[task_id]
+            task = objects.Task()
+            task.CopyFrom(controller.task)
+            task.desired_state = types.TASK_STATE_RUNNING
+            self._records.write_task(task, controller.needs)
+            controller.update(task)
+            if task_id in self._own:
+                self._make_own(task)
+
+    def _ends_told(self, task_ids: Collection[str]) -> None:
+        for task_id in task_ids:
+            if task_id in self.controllers:
+                self._told.add(task_id)
+                self._records.mark_told(task_id)
 
     # ---- from the runtime --------------------------------------------------------------------------
 
@@ -172,7 +275,7 @@ class Worker:
         Raises:
             LinkLost: the supervisor went away; nothing lives yet, so the next connection may begin anew.
         """
-        for record in self._records.load():
+        for record in sorted(self._records.load(), key=lambda each: each.task.meta.created_at_unix_ms):
             if record.task.id not in self.controllers:
                 self._adopt(record, containers.get(record.task.id))
         await self._remove_leftovers(containers)
@@ -191,6 +294,10 @@ class Worker:
     def _adopt(self, record: Record, found: ContainerView | None) -> None:
         if found is not None and found.being_made:
             found = None  # asked for again, the runtime tells how that start ends
+        if record.told:
+            self._told.add(record.task.id)
+        if record.task.replaces:
+            self._make_own(record.task)
         log.info("task.adopted", task=record.task.id, container=found is not None)
         self._begin(TaskController(record.task, self._around, record=record, found=found))
 

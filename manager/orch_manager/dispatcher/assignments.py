@@ -97,6 +97,11 @@ class NodeAssignments:
             or states.has_ended(old) != states.has_ended(new)
         )
 
+    def refuse(self, task_id: str) -> None:
+        """The agent has a task that is not to be: it is told to give it up."""
+        self._tasks.setdefault(task_id, 0)
+        self._dirty_tasks[task_id] = None
+
     def service_changed(self, service_id: str) -> bool:
         """Notes that a service's description changed; True when this node may have to be told."""
         # A service that this node knows is described when it is told: at each of many changes it would cost too much.

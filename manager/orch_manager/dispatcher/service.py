@@ -105,7 +105,7 @@ class _Stream:
             if kind == "heartbeat":
                 self._session.send(ManagerMessage(heartbeat=self._heartbeat_ack(message.heartbeat.sequence)))
             elif kind == "statuses":
-                if len(message.statuses.updates) > defaults.STATUS_BATCH_ITEMS:
+                if max(len(message.statuses.updates), len(message.statuses.replacements)) > defaults.STATUS_BATCH_ITEMS:
                     what = f"cannot take the statuses of node {node_id}"
                     raise InvalidArgument(what, f"more than {defaults.STATUS_BATCH_ITEMS} in one batch", "send less")
                 await self._batches.put(message.statuses)
@@ -133,14 +133,18 @@ class _Stream:
             while not self._batches.empty() and len(batches) < _WAITING_BATCHES:
                 batches.append(self._batches.get_nowait())
             updates = [update for batch in batches for update in batch.updates]
+            made = [replacement for batch in batches for replacement in batch.replacements]
             with told_as("cannot write the node's statuses"):
-                dropped = await store.update(
-                    partial(statuses.apply, node_id=node_id, updates=updates, term=store.term),
+                taken = await store.update(
+                    partial(statuses.take, node_id=node_id, replacements=made, updates=updates, term=store.term),
                     reason="task statuses",
                 )
-            if dropped:
-                self._hub.dropped_statuses.update(dropped)
-                _log.debug("statuses dropped", node=node_id, reasons=dict(dropped))
+            if taken.dropped:
+                self._hub.dropped_statuses.update(taken.dropped)
+                _log.debug("statuses dropped", node=node_id, reasons=dict(taken.dropped))
+            if made:
+                _log.info("tasks made by their node", node=node_id, count=len(made), refused=len(taken.refused))
+                self._session.refuse_tasks(taken.refused)
             for batch in batches:
                 self._session.send(ManagerMessage(status_ack=StatusAck(batch=batch.batch)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable
 from typing import Final
 
 from orch_manager.dispatcher.assignments import NodeAssignments
@@ -56,6 +57,12 @@ class Session:
         """The assignments may have changed."""
         self.assignments_dirty = True
         self.wake.set()
+
+    def refuse_tasks(self, task_ids: Iterable[str]) -> None:
+        """The agent made these tasks by itself, and they cannot stay: it is told to give them up."""
+        for task_id in task_ids:
+            self.assignments.refuse(task_id)
+            self.mark_assignments()
 
     def take_outbox(self) -> list[ManagerMessage]:
         """What waits to be sent."""

@@ -1,14 +1,20 @@
-"""What may be believed of what an agent says: a node speaks for its own tasks only, and observed state only grows."""
+"""What may be believed of what an agent says: a node speaks for its own tasks only, and observed state only grows.
+
+A node whose agent had no leader to ask may have replaced tasks by itself. Such a replacement is taken as long as nobody
+else was given the slot meanwhile: it is made from the task that it replaces, of which the leader knows all that counts.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 from orch_manager import tasks as states
+from orch_manager.clock import ID_LENGTH
 from orch_manager.store.transaction import Transaction
-from orch_proto.dispatcher_pb2 import TaskStatusUpdate
-from orch_proto.objects_pb2 import Task
+from orch_proto.dispatcher_pb2 import Replacement, TaskStatusUpdate
+from orch_proto.objects_pb2 import Service, Task
 
 
 def refusal(task: Task | None, update: TaskStatusUpdate, node_id: str) -> str:
@@ -47,3 +53,78 @@ def apply(transaction: Transaction, node_id: str, updates: Iterable[TaskStatusUp
     for task in edited.values():
         transaction.update(task)
     return dropped
+
+
+def adoption_refusal(transaction: Transaction, node_id: str, replacement: Replacement) -> str:
+    """Why a task that an agent made by itself cannot stay; empty when it can."""
+    task_id = replacement.task_id
+    if len(task_id) != ID_LENGTH or not task_id.isalnum() or transaction.get(Task, task_id) is not None:
+        return "its id is no fresh one"
+    old = transaction.get(Task, replacement.replaces)
+    if old is None or old.node_id != node_id:
+        return "what it replaces is no task of this node"
+    service = transaction.get(Service, old.service_id)
+    if service is None or service.pending_delete:
+        return "its service is gone"
+    if not states.is_wanted(old):
+        return "its slot was given to another task"
+    if not states.has_ended(old):
+        return "what it replaces is not known to have ended"
+    return ""
+
+
+@dataclass(slots=True)
+class Taken:
+    """What became of a batch: how much was dropped, by reason, and the tasks that the agent is to stop."""
+
+    dropped: Counter[str] = field(default_factory=Counter)
+    refused: list[str] = field(default_factory=list)
+
+
+def take(
+    transaction: Transaction,
+    *,
+    node_id: str,
+    replacements: Sequence[Replacement],
+    updates: Sequence[TaskStatusUpdate],
+    term: int,
+) -> Taken:
+    """Writes a batch with the tasks that an agent made by itself, in order; each may replace the one before it.
+
+    The end of a task is written before its replacement: the address of the one becomes the other's.
+    """
+    taken = Taken()
+    latest = {update.task_id: update for update in updates}
+    for replacement in replacements:
+        known = transaction.get(Task, replacement.task_id)
+        if known is not None and known.node_id == node_id:
+            continue  # told again: the first answer was lost
+        end = latest.pop(replacement.replaces, None)
+        if end is not None:
+            taken.dropped += apply(transaction, node_id, [end], term)
+        why = adoption_refusal(transaction, node_id, replacement)
+        if why:
+            taken.refused.append(replacement.task_id)
+            taken.dropped[f"replacement: {why}"] += 1
+            latest.pop(replacement.task_id, None)
+            continue
+        old = transaction.edit(Task, replacement.replaces)
+        old.desired_state = states.SHUTDOWN
+        transaction.update(old)
+        transaction.create(_adopted(old, replacement, transaction.now_unix_ms, term))
+    taken.dropped += apply(transaction, node_id, latest.values(), term)
+    return taken
+
+
+def _adopted(old: Task, replacement: Replacement, now_ms: int, term: int) -> Task:
+    task = Task()
+    task.CopyFrom(old)
+    for name in ("meta", "status"):
+        task.ClearField(name)
+    task.id = replacement.task_id
+    task.replaces = old.id
+    task.desired_state = states.RUNNING if replacement.desired_state == states.RUNNING else states.READY
+    task.not_before_unix_ms = replacement.not_before_unix_ms
+    task.restart_count = replacement.restart_count
+    states.set_status(task, states.ASSIGNED, "made by its node while no leader was there", now_ms=now_ms, term=term)
+    return task

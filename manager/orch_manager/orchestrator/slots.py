@@ -15,9 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from orch_manager import tasks as states
-from orch_manager.orchestrator import restart
 from orch_manager.scheduler.constraints import first_broken
-from orch_proto import defaults
+from orch_proto import defaults, restart
 from orch_proto.objects_pb2 import Node, NodeState, Service, Task
 from orch_proto.specs_pb2 import NodeAvailability
 from orch_proto.types_pb2 import TaskState

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orch_manager import tasks as states
-from orch_manager.orchestrator import restart, slots
+from orch_manager.orchestrator import slots
 from orch_manager.orchestrator.slots import Create, SetDesired, Situation
-from orch_proto import defaults
+from orch_proto import defaults, restart
 from orch_proto.objects_pb2 import Node, NodeState, Service, Task
 from orch_proto.specs_pb2 import NodeAvailability
 from orch_proto.types_pb2 import RestartCondition, RestartPolicy

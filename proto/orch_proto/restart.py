@@ -1,4 +1,4 @@
-"""Whether a task that ended is replaced, and when. Pure.
+"""Whether a task that ended is replaced, and when. Pure; asked by the leader, and by an agent that no leader speaks to.
 
 Swarm's policy (SwarmKit: manager/orchestrator/restart/restart.go), and a back-off for crash loops: the first failures
 in a row are replaced after the policy's delay, from then on the delay doubles up to a ceiling; a run of ten minutes
@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orch_manager import tasks as states
 from orch_proto import defaults
 from orch_proto.objects_pb2 import Task
-from orch_proto.types_pb2 import RestartCondition, RestartPolicy
+from orch_proto.types_pb2 import RestartCondition, RestartPolicy, TaskState
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ def restarts_so_far(history: Sequence[Task], spec_version: int, window_ms: int, 
     """How many tasks of a slot were restarts of this version, within the window.
 
     Args:
-        history: every task of the slot that the store still has.
+        history: every task of the slot that is still known.
         spec_version: only tasks of it count: a new version starts anew.
         window_ms: 0 means for ever.
         now_ms: end of the window.
@@ -73,14 +72,15 @@ def judge(task: Task, history: Sequence[Task], policy: RestartPolicy, now_ms: in
 
     Args:
         task: the one that ended.
-        history: every task of its slot that the store still has, `task` included.
+        history: every task of its slot that is still known, `task` included.
         policy: of the service as it is now.
         now_ms: time of the decision.
     """
     condition = policy.condition or RestartCondition.RESTART_CONDITION_ANY
     if condition == RestartCondition.RESTART_CONDITION_NONE:
         return Verdict(restart=False, delay_ms=0, count=0, reason="its restart policy is none")
-    if condition == RestartCondition.RESTART_CONDITION_ON_FAILURE and task.status.state == states.COMPLETE:
+    completed = task.status.state == TaskState.TASK_STATE_COMPLETE
+    if condition == RestartCondition.RESTART_CONDITION_ON_FAILURE and completed:
         return Verdict(restart=False, delay_ms=0, count=0, reason="it completed, and its restart policy is on-failure")
     if policy.max_attempts:
         done = restarts_so_far(history, task.spec_version, policy.window_ms, now_ms)
@@ -97,5 +97,5 @@ def judge(task: Task, history: Sequence[Task], policy: RestartPolicy, now_ms: in
 
 def state_reason(task: Task) -> str:
     """How a task ended, for the sentence that its replacement carries."""
-    name = states.state_name(task.status.state)
+    name = TaskState.Name(task.status.state).removeprefix("TASK_STATE_").lower()
     return f"{name} ({task.status.error})" if task.status.error else name
