@@ -94,6 +94,11 @@ def _configure_up(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--metrics", action="store_true", help="show metrics on the nodes' addresses, not only inside")
     parser.add_argument(
+        "--own-images",
+        action="store_true",
+        help="give each node an image store of its own, as hosts have; else what one node has, all have",
+    )
+    parser.add_argument(
         "--no-cluster", action="store_true", help="start the daemons only: the nodes are in no cluster yet"
     )
 
@@ -122,7 +127,9 @@ def _require_root() -> None:
 
 
 def _up(options: argparse.Namespace, _: list[str]) -> int:
-    made = Record(_layout(options), managers=options.managers, show_metrics=options.metrics)
+    made = Record(
+        _layout(options), managers=options.managers, show_metrics=options.metrics, share_images=not options.own_images
+    )
     lifecycle.up(made, make_cluster=not options.no_cluster)
     print(_welcome(made, in_cluster=not options.no_cluster))
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Final
 from orch_cli.playground import record, tools
 from orch_cli.playground.layout import NodePlace
 from orch_cli.playground.processes import ProcessId, identify
+from orch_cli.playground.record import Record
 from orch_proto import daemon_pb2, daemon_pb2_grpc
 from orch_rpc.channels import unix_channel
 from orch_rpc.errors import FailedPrecondition, OutcomeUnknown, Unavailable, rpc_errors
@@ -26,7 +28,7 @@ _SHOWN_LOG_LINES: Final = 15
 _NAMED_START: Final = 'hostname "$0" && exec "$@"'
 
 
-def start(node: NodePlace, *, show_metrics: bool) -> ProcessId:
+def start(found: Record, node: NodePlace) -> ProcessId:
     """Starts the node's daemon in the background, its words going to the node's log file.
 
     Raises:
@@ -35,6 +37,10 @@ def start(node: NodePlace, *, show_metrics: bool) -> ProcessId:
     orchd = Path(sys.executable).with_name("orchd")
     node.state_dir.mkdir(parents=True, exist_ok=True)
     node.run_dir.mkdir(parents=True, exist_ok=True)
+    if found.share_images:
+        found.layout.images.mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            node.images.symlink_to(found.layout.images)
     command = [
         *(tools.find("nsenter"), f"--net={node.namespace_path}", "--"),
         *(tools.find("unshare"), "--uts", "--", "sh", "-c", _NAMED_START, node.hostname),
@@ -42,7 +48,7 @@ def start(node: NodePlace, *, show_metrics: bool) -> ProcessId:
         *("--cgroup-parent", node.cgroup_parent, "--hostname", node.hostname),
         *("--advertise-address", str(node.address)),
     ]
-    if show_metrics:
+    if found.show_metrics:
         command += ["--metrics-address", node.metrics_address]
         command += ["--manager-metrics-address", node.manager_metrics_address]
     with node.log_file.open("ab") as log:

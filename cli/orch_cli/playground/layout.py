@@ -46,6 +46,11 @@ class NodePlace:
         return self.run_dir.with_suffix(".daemon")
 
     @property
+    def images(self) -> Path:
+        """The node's image store, or the link to the one of all nodes."""
+        return self.state_dir / "images"
+
+    @property
     def log_file(self) -> Path:
         """What the daemon writes to standard error."""
         return self.state_dir / "orchd.log"
@@ -121,6 +126,11 @@ class Layout:
     def record(self) -> Path:
         """Says that the playground exists and with which options; written first, removed last."""
         return self.state_root / "playground.json"
+
+    @property
+    def images(self) -> Path:
+        """The image store that the nodes have between them, unless each has its own."""
+        return self.state_root / "images"
 
     @property
     def scrape_file(self) -> Path:

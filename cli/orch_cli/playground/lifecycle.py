@@ -37,7 +37,7 @@ def up(made: Record, *, make_cluster: bool) -> None:
         network.make_switch(layout)
         for node in layout.nodes:
             network.make_node(layout, node)
-            daemon.start(node, show_metrics=made.show_metrics)
+            daemon.start(made, node)
         asyncio.run(cluster.form(made) if make_cluster else cluster.answering(made, layout.nodes))
         if made.show_metrics:
             layout.scrape_file.write_text(scrape_configuration(made), encoding="utf-8")

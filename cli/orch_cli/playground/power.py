@@ -187,4 +187,4 @@ def start(found: Record, node: NodePlace) -> ProcessId | None:
             slow = faults.load(found.layout).delays
             if slow:
                 delays.apply(found.layout, slow)
-        return daemon.start(node, show_metrics=found.show_metrics)
+        return daemon.start(found, node)

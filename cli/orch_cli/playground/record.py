@@ -28,11 +28,13 @@ class Record:
         layout: names, paths and addresses.
         managers: so many nodes, the first ones, were made managers; the others workers.
         show_metrics: whether metrics are served on the nodes' addresses.
+        share_images: whether the nodes have one image store between them.
     """
 
     layout: Layout
     managers: int
     show_metrics: bool
+    share_images: bool
 
     def is_manager(self, node: NodePlace) -> bool:
         """Whether the node was made a manager; it may have been demoted or promoted since."""
@@ -71,6 +73,7 @@ class Record:
                 "node_count": self.layout.node_count,
                 "managers": self.managers,
                 "show_metrics": self.show_metrics,
+                "share_images": self.share_images,
             }
         )
 
@@ -138,7 +141,9 @@ def load_or_guess(name: str) -> Record:
     try:
         return _parse(name, path)
     except (OSError, FailedPrecondition):
-        return Record(Layout(name, DEFAULT_SUBNET, _left_nodes(name)), managers=1, show_metrics=False)
+        return Record(
+            Layout(name, DEFAULT_SUBNET, _left_nodes(name)), managers=1, show_metrics=False, share_images=False
+        )
 
 
 def _left_nodes(name: str) -> int:
@@ -161,6 +166,7 @@ def _parse(name: str, path: Path) -> Record:
             Layout(name, IPv4Network(content["subnet"]), int(content["node_count"])),
             managers=int(content["managers"]),
             show_metrics=bool(content["show_metrics"]),
+            share_images=bool(content["share_images"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FailedPrecondition(

@@ -119,7 +119,7 @@ def test_a_damaged_record_is_told_and_down_goes_on(tmp_path: Path, monkeypatch: 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `up` records is what `down` reads; a second `up` is refused while the record is there."""
     monkeypatch.setattr(Layout, "state_root", property(lambda _: tmp_path))
-    made = record.Record(Layout("x", IPv4Network("10.9.0.0/24"), 5), managers=3, show_metrics=True)
+    made = record.Record(Layout("x", IPv4Network("10.9.0.0/24"), 5), managers=3, show_metrics=True, share_images=True)
     made.create()
     assert record.load("x") == made
     with pytest.raises(FailedPrecondition, match="exists already"):
