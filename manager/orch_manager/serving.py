@@ -76,9 +76,10 @@ class Servers:
         address, identity = self._listening.address, self._listening.identity
         if address is not None and identity is not None:
             servers.bind_tls(self._main, address, mutual_server_credentials(identity))
-        await servers.start_on_unix_socket(self._main, self._listening.socket, group=SOCKET_GROUP)
         if self._joining is not None and address is not None and identity is not None:
             await servers.start_on_tls(self._joining, address.for_joining, joining_server_credentials(identity))
+        # Last: whoever waits for the socket may use the rest as well.
+        await servers.start_on_unix_socket(self._main, self._listening.socket, group=SOCKET_GROUP)
         _log.info("manager serves", socket=self._listening.socket, address=address or "")
 
     async def stop(self) -> None:
