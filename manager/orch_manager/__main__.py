@@ -48,7 +48,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--advertise-address", default="", help="where those reach it; by default where it listens")
     parser.add_argument("--bootstrap", type=Path, help="first objects of a new cluster; ignored when there is one")
     parser.add_argument("--join", default="", help="a manager of the cluster to join; ignored when it has joined")
-    parser.add_argument("--restore", type=Path, help="a backup to begin with; ignored when there is a state")
     parser.add_argument(
         "--force-new-cluster", action="store_true", help="go on as the only manager: for a quorum that is lost for good"
     )
@@ -85,7 +84,6 @@ async def _run(arguments: argparse.Namespace) -> None:
             address=str(advertised) if advertised is not None else "",
             bootstrap=arguments.bootstrap,
             join=bool(joins),
-            restore=arguments.restore,
             force_new_cluster=arguments.force_new_cluster,
             unlock_key_file=arguments.unlock_key_file,
         ),

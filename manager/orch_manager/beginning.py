@@ -1,4 +1,4 @@
-"""How a manager process comes by its state: found a cluster, join one, restore one, go on alone, or just go on."""
+"""How a manager process comes by its state: found a cluster, join one, go on alone, or just go on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ class Beginning:
         address: ``host:port`` where other managers reach this one; empty: nowhere.
         bootstrap: file with the first objects of a new cluster.
         join: whether a cluster is to be joined.
-        restore: a backup that becomes the state of a new cluster of one manager.
         force_new_cluster: the state that is there goes on as a cluster of one manager.
         unlock_key_file: may hold the key of a locked cluster; removed once it was read.
     """
@@ -40,7 +39,6 @@ class Beginning:
     address: str = ""
     bootstrap: Path | None = None
     join: bool = False
-    restore: Path | None = None
     force_new_cluster: bool = False
     unlock_key_file: Path | None = None
 
