@@ -132,11 +132,16 @@ NOUNS: Final[Mapping[str, Noun]] = {
         "orch_cli.commands.cluster",
         {
             "init": "Make a cluster of this node",
+            "join": "Have this node join a cluster",
             "info": "Show the state of the cluster",
             "leave": "Leave the cluster",
             "token": "Show or rotate the token that lets nodes join",
             "ca": "Show or rotate the root certificate",
             "user": "Make certificates for people",
+            "backup": "Write the state of the cluster to a file",
+            "restore": "Make a cluster of this node from a backup",
+            "recover": "Go on with this manager alone, when most are lost",
+            "unlock": "Give this node's manager the key of a locked cluster",
         },
     ),
     "context": Noun(
@@ -161,7 +166,11 @@ NOUNS: Final[Mapping[str, Noun]] = {
 
 #: Verbs whose work is not in their noun's module.
 ELSEWHERE: Final[Mapping[tuple[str, str], str]] = {
-    ("cluster", verb): "orch_cli.commands.cluster_trust" for verb in ("token", "ca", "user")
+    **{("cluster", verb): "orch_cli.commands.cluster_trust" for verb in ("token", "ca", "user")},
+    **{
+        ("cluster", verb): "orch_cli.commands.cluster_node"
+        for verb in ("join", "backup", "restore", "recover", "unlock")
+    },
 }
 
 NOUN_ALIASES: Final[Mapping[str, str]] = {"swarm": "cluster"}
