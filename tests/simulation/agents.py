@@ -7,12 +7,15 @@ import random
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from orch_agent.worker import alone
 from orch_manager import tasks as states
+from orch_manager.clock import IdSource
 from orch_manager.dispatcher import statuses
 from orch_manager.dispatcher.hub import Hub
 from orch_manager.dispatcher.session import Session
 from orch_manager.store.errors import StoreError
-from orch_proto.dispatcher_pb2 import AssignmentAction, AssignmentChange, TaskStatusUpdate
+from orch_proto import defaults
+from orch_proto.dispatcher_pb2 import AssignmentAction, AssignmentChange, Replacement, TaskStatusUpdate
 from orch_proto.node_pb2 import NodeCallResult
 from orch_proto.objects_pb2 import EngineDescription, NodeDescription, Task
 from orch_proto.types_pb2 import Platform, Resources, TaskState, TaskStatus
@@ -46,6 +49,7 @@ class _Local:
     task: Task
     state: TaskState.ValueType = states.ASSIGNED
     started_ms: int = 0
+    ended_ms: int = 0
     work: asyncio.Task[None] | None = None
     reported: list[TaskStatusUpdate] = field(default_factory=list)
 
@@ -66,6 +70,10 @@ class SimulatedAgent:
         self._local: dict[str, _Local] = {}
         self._pending: dict[str, TaskStatus] = {}
         self._news = asyncio.Event()
+        self._made: dict[str, Replacement] = {}
+        self._told: set[str] = set()
+        self._ids = IdSource(chance)
+        self._heard_s = float("inf")
         self.connected = True
 
     def running(self) -> list[str]:
@@ -73,6 +81,33 @@ class SimulatedAgent:
         return [task_id for task_id, local in self._local.items() if local.state == states.RUNNING]
 
     # ---- the session ---------------------------------------------------------------------------------
+
+    async def stand_in(self) -> None:
+        """Replaces what ends while no leader speaks to it, by the agent's own rules."""
+        while True:
+            await asyncio.sleep(0.5)
+            loop = asyncio.get_running_loop()
+            if loop.time() - self._heard_s < defaults.ALONE_AFTER_MS / 1000:
+                continue
+            present = [self._as_it_is(local) for local in self._local.values()]
+            for task in alone.successors(present, self._told, now_ms=int(loop.time() * 1000), new_id=self._ids.new):
+                self._made[task.id] = alone.as_told(task)
+                self._drive(self._local.setdefault(task.id, _Local(task)))
+            turns = alone.whose_turn_has_come(
+                present, alone_since_ms=int(self._heard_s * 1000), now_ms=int(loop.time() * 1000)
+            )
+            for task_id in turns:
+                local = self._local[task_id]
+                raised = Task()
+                raised.CopyFrom(local.task)
+                raised.desired_state = states.RUNNING
+                local.task = raised
+
+    def _as_it_is(self, local: _Local) -> Task:
+        task = Task()
+        task.CopyFrom(local.task)
+        task.status.CopyFrom(self._status(local, ""))
+        return task
 
     async def serve(self, hub: Hub) -> None:
         """Attaches to a manager, again and again, until cancelled."""
@@ -97,6 +132,7 @@ class SimulatedAgent:
         for local in self._local.values():
             self._pending[local.task.id] = self._status(local, "reported again")
         while self.connected and session.end_reason is None:
+            self._heard_s = hub.clock.monotonic_s()
             if hub.clock.monotonic_s() >= next_beat_s:
                 hub.heard(self.node_id)
                 next_beat_s = hub.clock.monotonic_s() + hub.liveness.next_period_ms() / 1000
@@ -105,10 +141,11 @@ class SimulatedAgent:
                     answer = NodeCallResult(call_id=message.call.call_id)
                     answer.image_inspect.image.id = "sha256:1"
                     session.answered(answer)
+            # What it made by itself is told before it hears what it is to have.
+            await self._report(hub, session)
             changes = session.assignments.changes()
             self._take(changes, complete=complete)
             complete = False
-            await self._report(hub)
             session.wake.clear()
             waiting = [asyncio.ensure_future(session.wake.wait()), asyncio.ensure_future(self._news.wait())]
             await asyncio.wait(waiting, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
@@ -116,16 +153,22 @@ class SimulatedAgent:
                 each.cancel()
             self._news.clear()
 
-    async def _report(self, hub: Hub) -> None:
+    async def _report(self, hub: Hub, session: Session) -> None:
         updates = [TaskStatusUpdate(task_id=task_id, status=status) for task_id, status in self._pending.items()]
         self._pending.clear()
         if not updates:
             return
+        made = list(self._made.values())
         try:
-            await hub.store.update(
-                lambda transaction: statuses.apply(transaction, self.node_id, updates, hub.store.term),
+            taken = await hub.store.update(
+                lambda transaction: statuses.take(
+                    transaction, node_id=self.node_id, replacements=made, updates=updates, term=hub.store.term
+                ),
                 reason="statuses",
             )
+            session.refuse_tasks(taken.refused)
+            self._made.clear()
+            self._told |= {update.task_id for update in updates if update.status.state > states.RUNNING}
         except (StoreError, ProposalError):
             for update in updates:
                 self._pending.setdefault(update.task_id, update.status)
@@ -191,13 +234,15 @@ class SimulatedAgent:
             self._say(local, following)
 
     def _status(self, local: _Local, message: str) -> TaskStatus:
-        now_ms = int(asyncio.get_running_loop().time() * 1000)
+        now_ms = local.ended_ms or int(asyncio.get_running_loop().time() * 1000)
         status = TaskStatus(state=local.state, timestamp_unix_ms=now_ms, message=message)
         status.container.started_at_unix_ms = local.started_ms
         return status
 
     def _say(self, local: _Local, state: TaskState.ValueType, error: str = "") -> None:
         local.state = state
+        if state > states.RUNNING:
+            local.ended_ms = int(asyncio.get_running_loop().time() * 1000)
         status = self._status(local, "")
         status.error = error
         self._pending[local.task.id] = status

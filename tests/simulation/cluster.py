@@ -65,6 +65,7 @@ class SimulatedCluster:
         self._seed = seed
         self._tasks: list[asyncio.Task[None]] = []
         self._watch: Watch | None = None
+        self._alone: list[asyncio.Task[None]] = []
 
     # ---- life ----------------------------------------------------------------------------------------
 
@@ -86,6 +87,8 @@ class SimulatedCluster:
         if not self.store.all(Cluster):
             await self._found()
         self._watch = self.store.watch()
+        if not self._alone:
+            self._alone = [asyncio.create_task(agent.stand_in()) for agent in self.agents]
         self._tasks = [
             asyncio.create_task(self.manager.leading.run()),
             asyncio.create_task(self._check()),
@@ -116,6 +119,9 @@ class SimulatedCluster:
     async def finish(self) -> None:
         """Stops everything."""
         await self.stop()
+        for task in self._alone:
+            task.cancel()
+        await asyncio.gather(*self._alone, return_exceptions=True)
         for agent in self.agents:
             agent.stop()
         await asyncio.sleep(0)

@@ -14,6 +14,7 @@ from orch_manager.store.transaction import Transaction
 from orch_proto import defaults
 from orch_proto.objects_pb2 import Node, NodeState, Service, Task
 from orch_proto.specs_pb2 import StackSpec
+from orch_proto.types_pb2 import RestartCondition
 from simulation.cluster import SimulatedCluster, service, stack
 from simulation.virtual_time import run
 
@@ -249,6 +250,97 @@ def test_the_loss_of_all_managers_moves_nothing() -> None:
     run(story())
 
 
+def test_agents_without_managers_replace_what_ends_and_the_next_leader_takes_it_in() -> None:
+    """Programs that crash meanwhile run again; afterwards the leader has the tasks that run, as they are."""
+
+    async def story() -> None:
+        cluster = await running_cluster(11, web(4))
+        before = ids(cluster.store.all(Task))
+        await cluster.stop()
+        cluster.behaviour.crash_each_s = 60
+        await asyncio.sleep(600)
+        cluster.behaviour.crash_each_s = 0
+        await asyncio.sleep(10)
+        running = {task_id for agent in cluster.agents for task_id in agent.running()}
+        assert len(running) == 4
+        assert running.isdisjoint(before)
+        await cluster.start()
+        await cluster.converge()
+        wanted = {task.id for task in cluster.store.all(Task) if states.is_wanted(task)}
+        assert wanted == running, "nothing was restarted because the managers are back"
+        replaced = [task for task in cluster.store.all(Task) if task.replaces]
+        assert all(task.restart_count for task in replaced)
+        ended = [task for task in cluster.store.all(Task) if task.id in before]
+        assert {task.status.state for task in ended} <= {states.FAILED}
+        await cluster.finish()
+
+    run(story())
+
+
+def test_what_a_cut_off_node_made_by_itself_is_stopped_when_its_slot_was_filled_elsewhere() -> None:
+    """The leader replaced the tasks of the node that was DOWN; on its return one task is left in each slot."""
+
+    async def story() -> None:
+        cluster = await running_cluster(12, web(4))
+        cluster.agents[0].connected = False
+        cluster.behaviour.crash_each_s = 30
+        await asyncio.sleep(300)
+        cluster.behaviour.crash_each_s = 0
+        assert cluster.agents[0].running()
+        cluster.agents[0].connected = True
+        await cluster.converge()
+        assert not cluster.agents[0].running()
+        assert len(cluster.agents[1].running()) == 4
+        await cluster.finish()
+
+    run(story())
+
+
+def test_what_a_cut_off_node_made_within_the_grace_is_kept() -> None:
+    """A service with a grace waits for its node; what the node restarted meanwhile fills the slots."""
+
+    async def story() -> None:
+        cluster = await running_cluster(13, web(4, grace_s=3600))
+        elsewhere = set(cluster.agents[1].running())
+        cluster.agents[0].connected = False
+        await asyncio.sleep(DOWN_S + 1)
+        cluster.behaviour.crash_each_s = 20
+        await asyncio.sleep(300)
+        cluster.behaviour.crash_each_s = 0
+        await asyncio.sleep(10)
+        made = set(cluster.agents[0].running())
+        assert len(made) == 2
+        cluster.agents[0].connected = True
+        await cluster.converge()
+        assert set(cluster.agents[0].running()) == made
+        assert len(elsewhere) == 2
+        await cluster.finish()
+
+    run(story())
+
+
+def test_an_agent_alone_keeps_to_the_restart_policy() -> None:
+    """A service that is not to be restarted stays ended, and max_attempts holds without a leader as with one."""
+
+    async def story() -> None:
+        never, thrice = service("never", 2), service("thrice", 1)
+        never.task.restart.condition = RestartCondition.RESTART_CONDITION_NONE
+        thrice.task.restart.max_attempts = 3
+        cluster = await running_cluster(14, stack(never, thrice))
+        await cluster.stop()
+        cluster.behaviour.crash_each_s = 1
+        await asyncio.sleep(120)
+        assert not any(agent.running() for agent in cluster.agents)
+        await cluster.start()
+        await asyncio.sleep(60)
+        tasks = [task for task in cluster.store.all(Task) if task.service_name == "shop_thrice"]
+        assert len(tasks) == 4, "the first and three more"
+        assert all(states.has_ended(task) for task in cluster.store.all(Task))
+        await cluster.finish()
+
+    run(story())
+
+
 def test_tasks_of_a_node_that_stays_away_for_a_day_are_orphaned() -> None:
     """They give back what they held; a node that returns still later stops them."""
 
@@ -280,14 +372,16 @@ def test_flapping_nodes_and_leaders_leave_one_task_in_each_slot(seed: int) -> No
     async def story() -> None:
         chance = random.Random(seed)
         cluster = await running_cluster(seed, web(5, grace_s=chance.choice((0, 5, 60))), nodes=3)
+        cluster.behaviour.crash_each_s = chance.choice((0, 10, 60))
         for _ in range(25):
             agent = chance.choice(cluster.agents)
             agent.connected = not agent.connected
             await asyncio.sleep(chance.choice((0.5, 4, 14, 15, 16, 40, 70)))
             if chance.random() < 0.15:
                 await cluster.stop()
-                await asyncio.sleep(chance.choice((0, 20)))
+                await asyncio.sleep(chance.choice((0, 20, 60)))
                 await cluster.start()
+        cluster.behaviour.crash_each_s = 0
         for agent in cluster.agents:
             agent.connected = True
         await cluster.converge(within_s=200)
