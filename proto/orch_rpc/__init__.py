@@ -1,9 +1,9 @@
 """How orch's processes speak to each other: who they are, channels, servers, errors on the wire, and their log lines.
 
-Importing this package, before grpc, holds grpc to TLS 1.3. Python's gRPC has no setting for the version, only for the
-cipher suites of TLS 1.2 and older, read from the environment when grpc is imported; those of TLS 1.3 are always on. The
-one suite named here needs a pre-shared key, which orch has none of: so TLS 1.2 and older have no suite at all, and a
-peer that cannot do 1.3 is refused in the handshake, by clients and servers alike.
+Importing this package, before grpc is first used, holds grpc to TLS 1.3. Python's gRPC has no setting for the version,
+only for the cipher suites of TLS 1.2 and older, read from the environment when it starts; those of TLS 1.3 are always
+on. The one suite named here needs a pre-shared key, which orch has none of: so TLS 1.2 and older have no suite at all,
+and a peer that cannot do 1.3 is refused in the handshake, by clients and servers alike.
 """
 
 import os
