@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from orch_cli.errors import CliError, UsageError
 
@@ -207,9 +207,11 @@ async def control(host: str = "") -> AsyncIterator[ControlAsyncStub]:
         OrchError: when a call inside fails.
     """
     async with _manager_channel(host) as channel:
+        from orch_cli.stale import StaleChannel, wants_stale
         from orch_proto.control_pb2_grpc import ControlStub
 
-        yield ControlStub(channel)
+        chosen: Any = StaleChannel(channel) if wants_stale() else channel
+        yield ControlStub(chosen)
 
 
 @asynccontextmanager

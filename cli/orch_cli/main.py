@@ -133,7 +133,7 @@ def _unknown(word: str, known: list[str], where: str) -> UsageError:
 
 
 def _global_options(arguments: list[str]) -> tuple[str, list[str]]:
-    """Takes ``--host`` and ``--version`` off the front."""
+    """Takes ``--host``, ``--stale`` and ``--version`` off the front."""
     host = ""
     rest = list(arguments)
     while rest and rest[0].startswith("-"):
@@ -143,6 +143,9 @@ def _global_options(arguments: list[str]) -> tuple[str, list[str]]:
                 raise UsageError("--host needs an address", "", "write --host unix:///run/orch/manager.sock")
             host = value if equals else rest[1]
             del rest[: 1 if equals else 2]
+        elif rest[0] == "--stale":
+            os.environ["ORCH_STALE"] = "1"
+            del rest[0]
         elif flag in ("-v", "--version"):
             return host, ["version", "--client"]
         else:

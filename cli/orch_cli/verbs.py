@@ -85,6 +85,9 @@ NOUNS: Final[Mapping[str, Noun]] = {
             "update": "Change labels and availability of a node",
             "drain": "Move all tasks away from nodes",
             "activate": "Let nodes take tasks again",
+            "promote": "Make nodes managers",
+            "demote": "Make managers workers",
+            "rm": "Remove nodes from the cluster",
             "info": "Show the state of this node",
         },
     ),
@@ -141,6 +144,7 @@ NOUNS: Final[Mapping[str, Noun]] = {
             "backup": "Write the state of the cluster to a file",
             "restore": "Make a cluster of this node from a backup",
             "recover": "Go on with this manager alone, when most are lost",
+            "lock": "Have managers ask for a key when they start, show the key, or change it",
             "unlock": "Give this node's manager the key of a locked cluster",
         },
     ),
@@ -171,6 +175,8 @@ ELSEWHERE: Final[Mapping[tuple[str, str], str]] = {
         ("cluster", verb): "orch_cli.commands.cluster_node"
         for verb in ("join", "backup", "restore", "recover", "unlock")
     },
+    ("cluster", "lock"): "orch_cli.commands.cluster_lock",
+    **{("node", verb): "orch_cli.commands.node_roles" for verb in ("promote", "demote", "rm")},
 }
 
 NOUN_ALIASES: Final[Mapping[str, str]] = {"swarm": "cluster"}
@@ -246,7 +252,7 @@ def print_help(noun: str | None = None) -> None:
             **{name: group.help for name, group in NOUNS.items()},
             "playground": "A cluster on this machine, to try things",
         }
-        lines = ["Usage: orch [--host HOST|CONTEXT] COMMAND", "", "A small cluster orchestrator.", ""]
+        lines = ["Usage: orch [--host HOST|CONTEXT] [--stale] COMMAND", "", "A small cluster orchestrator.", ""]
         lines += ["Common commands:", *_entries(common), "", "Commands by subject:", *_entries(nouns)]
         lines += ["", "Run `orch COMMAND --help` for more. ORCH_HOST names a manager, ORCH_DEBUG=1 shows tracebacks."]
     print("\n".join(lines), file=stream)

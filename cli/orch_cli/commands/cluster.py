@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from orch_cli.errors import EXIT_OK
 from orch_cli.verbs import Verb
+
+if TYPE_CHECKING:
+    from orch_proto.control_pb2 import ClusterInfoResponse, RaftMemberStatus
 
 
 def _configure_init(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +88,7 @@ def _configure_info(parser: argparse.ArgumentParser) -> None:
 
 
 async def _run_info(arguments: argparse.Namespace) -> int:
-    from orch_cli.commands.common import CALL_TIMEOUT_S
+    from orch_cli.commands.common import CALL_TIMEOUT_S, note
     from orch_cli.connection import calling, control
     from orch_cli.output.objects import to_json
     from orch_proto.control_pb2 import ClusterInfoRequest
@@ -100,15 +103,50 @@ async def _run_info(arguments: argparse.Namespace) -> int:
         ("Cluster", info.cluster.id),
         ("Version", info.version),
         ("This manager", info.node_id),
+        ("Leader", _leader(info)),
         ("Raft", f"term {info.raft_term}, index {info.raft_index}"),
-        ("Managers", f"{max(len(info.members), 1)}, {info.tolerates} may be lost"),
+        ("Managers", _managers(info)),
+        ("Locked", "yes" if info.cluster.spec.autolock else "no"),
         ("Nodes", _counts(info.nodes_by_state)),
         ("Stacks", str(info.stacks)),
         ("Services", str(info.services)),
         ("Tasks", _counts(info.tasks_by_state)),
     ]
     print("\n".join(f"{label + ':':<14} {value}" for label, value in lines))
+    if len(info.members) > 1:
+        print()
+        for member in sorted(info.members, key=lambda each: (each.hostname, each.node_id)):
+            print(f"  {member.hostname or member.node_id:<20} {member.address:<22} {_standing(member)}")
+    for text in info.warnings:
+        note(f"warning: {text}")
     return EXIT_OK
+
+
+def _leader(info: ClusterInfoResponse) -> str:
+    for member in info.members:
+        if member.leader:
+            return f"{member.hostname} ({member.node_id})" if member.hostname else member.node_id
+    return f"none for {info.no_leader_for_ms / 1000:.0f} s"
+
+
+def _managers(info: ClusterInfoResponse) -> str:
+    """``3, 1 may be lost``."""
+    voters = [member for member in info.members if not member.learner]
+    learners = len(info.members) - len(voters)
+    text = str(max(len(voters), 1))
+    if learners:
+        text += f" and {learners} catching up"
+    away = sum(1 for member in voters if not member.reachable)
+    if away and info.leader_node_id:
+        text += f" ({away} cannot be reached)"
+    return f"{text}, {info.tolerates or 'none'}{' more' if away else ''} may be lost"
+
+
+def _standing(member: RaftMemberStatus) -> str:
+    if member.leader:
+        return "Leader"
+    reach = "Reachable" if member.reachable else "Unreachable"
+    return f"{reach}, catching up" if member.learner else reach
 
 
 def _counts(counts: Mapping[str, int]) -> str:
