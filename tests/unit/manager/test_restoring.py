@@ -16,8 +16,9 @@ from orch_manager.store.tables import State
 from orch_proto import control_pb2 as control
 from orch_proto.objects_pb2 import Cluster, JoinTokens, Node, RootCa, Service
 from orch_proto.specs_pb2 import NodeRole
-from orch_raft.engine import Member
+from orch_raft.engine import Member, Observer
 from orch_raft.errors import AlreadyFounded
+from orch_raft.limits import EngineOptions
 from orch_raft.storage import found_cluster, open_storage
 from orch_rpc.backups import Backup, read_backup, write_part
 from orch_rpc.certificates import CertificateRole, is_issued_by, new_authority
@@ -88,14 +89,14 @@ def test_a_damaged_backup_never_gives_other_content(position: int, flip: int) ->
 
 
 def test_the_restored_manager_is_the_only_one_and_is_trusted(tmp_path: Path) -> None:
-    """It has the id of the one that made the backup and a certificate by the cluster's root; the others are workers."""
+    """It has the id of the one that made the backup and a certificate by the old root; the others are workers."""
     backup = a_backup()
     state_dir = tmp_path / "manager"
     write(restore(backup, NOW_MS), backup, state_dir, tmp_path, "10.0.0.9:2377")
     identity = IdentityStore(tmp_path).load()
     assert identity is not None
     assert (identity.name, identity.role, identity.cluster_id) == ("two", CertificateRole.MANAGER, "cluster1")
-    storage, recovered = open_storage(state_dir)
+    storage, recovered = open_storage(state_dir, options=EngineOptions(), observer=Observer())
     storage.close()
     assert [member.node_id for member in recovered.snapshot.membership.members] == ["two"]
     assert recovered.snapshot.index >= backup.header.index
