@@ -11,7 +11,8 @@ from orch_manager.dispatcher.assignments import NodeAssignments, in_messages
 from orch_manager.dispatcher.endpoints import EndpointBook
 from orch_manager.dispatcher.liveness import Liveness
 from orch_manager.store.tables import State
-from orch_proto.dispatcher_pb2 import AssignmentChange, TaskStatusUpdate
+from orch_manager.store.transaction import Overlay, Transaction
+from orch_proto.dispatcher_pb2 import AssignmentChange, StatusBatch, TaskStatusUpdate
 from orch_proto.objects_pb2 import Config, Network, Node, NodeState, Secret, Service, Stack, Task
 
 
@@ -208,3 +209,98 @@ def test_a_task_on_a_node_that_is_down_gets_no_traffic() -> None:
     described = EndpointBook(state).get("web")
     assert described is not None
     assert not described.networks[0].endpoints
+
+
+# ---- tasks that an agent made by itself ------------------------------------------------------------
+
+
+def batch_of(*made: tuple[str, str], ended: tuple[str, ...] = ()) -> StatusBatch:
+    """Replacements (new, old), and the tasks that ended before."""
+    batch = StatusBatch()
+    for task_id, replaces in made:
+        batch.replacements.add(task_id=task_id, replaces=replaces, desired_state=states.RUNNING, restart_count=1)
+        batch.updates.add(task_id=task_id).status.state = states.FAILED if task_id in ended else states.RUNNING
+    for task_id in ended:
+        if task_id not in [each[0] for each in made]:
+            batch.updates.add(task_id=task_id).status.state = states.FAILED
+    return batch
+
+
+def fresh_id(number: int) -> str:
+    return f"{number:025}"
+
+
+def taken(transaction: Transaction, batch: StatusBatch, node_id: str = "a") -> statuses.Taken:
+    return statuses.take(transaction, node_id=node_id, replacements=batch.replacements, updates=batch.updates, term=3)
+
+
+def transaction_on(state: State) -> Transaction:
+    return Transaction(Overlay(state), 1_000)
+
+
+def test_a_task_that_its_node_made_takes_over_slot_and_address() -> None:
+    """The old one ended, is wanted no more, and gave its address to the new one, which runs as the node says."""
+    transaction = transaction_on(world())
+    assert taken(transaction, batch_of((fresh_id(1), "web-1"), ended=("web-1",))) == statuses.Taken()
+    old, made = transaction.get(Task, "web-1"), transaction.get(Task, fresh_id(1))
+    assert old is not None
+    assert made is not None
+    assert (old.status.state, old.desired_state) == (states.FAILED, states.SHUTDOWN)
+    assert (made.status.state, made.desired_state, made.slot) == (states.RUNNING, states.RUNNING, 1)
+    assert (made.networks, made.replaces, made.restart_count) == (old.networks, "web-1", 1)
+    written = [change.object.task.id for change in transaction.changes.changes]
+    assert written.index("web-1") < written.index(fresh_id(1)), "the address is free before it is taken"
+
+
+def test_a_chain_of_replacements_is_taken_whole_and_twice_is_once() -> None:
+    """All that came and went meanwhile is in the history; telling it again changes nothing."""
+    transaction = transaction_on(world())
+    first, second = fresh_id(1), fresh_id(2)
+    batch = batch_of((first, "web-1"), (second, first), ended=("web-1", first))
+    for _ in range(2):
+        assert taken(transaction, batch).refused == []
+    found = {task.id: task for task in transaction.find(Task, service_id="web")}
+    assert {task_id: task.status.state for task_id, task in found.items()} == {
+        "web-1": states.FAILED,
+        first: states.FAILED,
+        second: states.RUNNING,
+    }
+    assert [task_id for task_id, task in found.items() if states.is_wanted(task)] == [second]
+
+
+def test_what_a_node_made_is_refused_when_it_is_not_its_to_make() -> None:
+    """A slot given elsewhere, another node's task, a task that runs, a service that goes, an id in use."""
+
+    def refused(batch: StatusBatch, state: State, node_id: str = "a") -> str:
+        transaction = transaction_on(state)
+        outcome = taken(transaction, batch, node_id)
+        assert outcome.refused == [one.task_id for one in batch.replacements]
+        return next(iter(outcome.dropped))
+
+    batch = batch_of((fresh_id(1), "web-1"), ended=("web-1",))
+    replaced = world()
+    old = running("web", "front", "a")
+    old.desired_state = states.SHUTDOWN
+    replaced.put(old)
+    assert "given to another" in refused(batch, replaced)
+    transaction = transaction_on(world())
+    outcome = taken(transaction, batch, "b")
+    assert outcome.refused == [fresh_id(1)]
+    assert outcome.dropped["replacement: what it replaces is no task of this node"] == 1
+    assert "not known to have ended" in refused(batch_of((fresh_id(1), "web-1")), world())
+    going = world()
+    service = Service(id="web", pending_delete=True)
+    going.put(service)
+    assert "service is gone" in refused(batch, going)
+    assert "no fresh one" in refused(batch_of(("db-1", "web-1"), ended=("web-1",)), world())
+
+
+def test_a_refused_task_is_taken_back_from_its_node() -> None:
+    """The removal of an assignment tells the agent to stop what it made, in a complete set as well."""
+    state = world()
+    node = NodeAssignments("a", state, EndpointBook(state))
+    node.mark_everything()
+    node.refuse(fresh_id(1))
+    assert (2, "task", fresh_id(1)) in told(node.changes())
+    node.refuse(fresh_id(1))
+    assert told(node.changes()) == {(2, "task", fresh_id(1))}
