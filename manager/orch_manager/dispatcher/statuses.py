@@ -1,7 +1,7 @@
 """What may be believed of what an agent says: a node speaks for its own tasks only, and observed state only grows.
 
-A node whose agent had no leader to ask may have replaced tasks by itself. Such a replacement is taken as long as nobody
-else was given the slot meanwhile: it is made from the task that it replaces, of which the leader knows all that counts.
+A node whose agent had no leader to ask may have replaced tasks by itself. Such a replacement is taken as long as no
+other task runs in the slot: it is made from the task that it replaces, of which the leader knows all that counts.
 """
 
 from __future__ import annotations
@@ -66,11 +66,36 @@ def adoption_refusal(transaction: Transaction, node_id: str, replacement: Replac
     service = transaction.get(Service, old.service_id)
     if service is None or service.pending_delete:
         return "its service is gone"
-    if not states.is_wanted(old):
-        return "its slot was given to another task"
     if not states.has_ended(old):
         return "what it replaces is not known to have ended"
+    return "" if states.is_wanted(old) else _slot_refusal(transaction, old)
+
+
+def _slot_refusal(transaction: Transaction, old: Task) -> str:
+    """Why the slot of a task that the leader has replaced as well cannot be given back to its node."""
+    rivals = _rivals(transaction, old)
+    if not rivals:
+        return "its slot is not wanted any more"
+    if any(rival.status.state >= states.RUNNING or rival.spec_version != old.spec_version for rival in rivals):
+        return "its slot was given to another task"
+    mine = {(attachment.network_id, address) for attachment in old.networks for address in attachment.addresses}
+    for other in transaction.all(Task):
+        if not states.has_ended(other) and any(
+            (attachment.network_id, address) in mine
+            for attachment in other.networks
+            for address in attachment.addresses
+        ):
+            return "its address was given to another task"
     return ""
+
+
+def _rivals(transaction: Transaction, old: Task) -> list[Task]:
+    """The tasks that are wanted in the slot of another one."""
+    return [
+        task
+        for task in transaction.find(Task, slot=(old.service_id, old.slot))
+        if states.is_wanted(task) and task.id != old.id and (task.slot or task.node_id == old.node_id)
+    ]
 
 
 @dataclass(slots=True)
@@ -109,11 +134,23 @@ def take(
             latest.pop(replacement.task_id, None)
             continue
         old = transaction.edit(Task, replacement.replaces)
-        old.desired_state = states.SHUTDOWN
-        transaction.update(old)
+        if states.is_wanted(old):
+            old.desired_state = states.SHUTDOWN
+            transaction.update(old)
+        else:
+            _withdraw(transaction, _rivals(transaction, old))
         transaction.create(_adopted(old, replacement, transaction.now_unix_ms, term))
     taken.dropped += apply(transaction, node_id, latest.values(), term)
     return taken
+
+
+def _withdraw(transaction: Transaction, rivals: Iterable[Task]) -> None:
+    """Takes back replacements of the leader's that do not run yet: the node was faster."""
+    for rival in rivals:
+        edited = transaction.edit(Task, rival.id)
+        edited.desired_state = states.SHUTDOWN
+        edited.status.message = "its slot was filled by the node of the task that it was to replace"
+        transaction.update(edited)
 
 
 def _adopted(old: Task, replacement: Replacement, now_ms: int, term: int) -> Task:

@@ -282,7 +282,16 @@ def test_what_a_node_made_is_refused_when_it_is_not_its_to_make() -> None:
     old = running("web", "front", "a")
     old.desired_state = states.SHUTDOWN
     replaced.put(old)
+    assert "not wanted any more" in refused(batch, replaced)
+    rival = running("web", "front", "b")
+    rival.id = "rival"
+    del rival.networks[:]
+    replaced.put(rival)
     assert "given to another" in refused(batch, replaced)
+    rival = running("web", "front", "b")
+    rival.id, rival.status.state = "rival", states.STARTING
+    replaced.put(rival)
+    assert "address was given" in refused(batch, replaced)
     transaction = transaction_on(world())
     outcome = taken(transaction, batch, "b")
     assert outcome.refused == [fresh_id(1)]
@@ -304,3 +313,17 @@ def test_a_refused_task_is_taken_back_from_its_node() -> None:
     assert (2, "task", fresh_id(1)) in told(node.changes())
     node.refuse(fresh_id(1))
     assert told(node.changes()) == {(2, "task", fresh_id(1))}
+
+
+def test_a_replacement_of_the_leader_that_does_not_run_yet_gives_way() -> None:
+    """Of two replacements in one slot the running one stays: the node's."""
+    state = world()
+    old, rival = running("web", "front", "a"), Task(id="rival", service_id="web", slot=1, desired_state=states.READY)
+    old.desired_state, old.status.state = states.SHUTDOWN, states.FAILED
+    rival.status.state = states.PENDING
+    state.put(old)
+    state.put(rival)
+    transaction = transaction_on(state)
+    assert taken(transaction, batch_of((fresh_id(1), "web-1"), ended=("web-1",))).refused == []
+    wanted = [task.id for task in transaction.find(Task, service_id="web") if states.is_wanted(task)]
+    assert wanted == [fresh_id(1)]
