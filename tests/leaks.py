@@ -77,16 +77,22 @@ def host(layout: Layout) -> Footprint:
     )
 
 
+def links_of(namespace: Path) -> list[str]:
+    """The interfaces of a network namespace."""
+    command = ["nsenter", f"--net={namespace}", "--", "cat", "/proc/net/dev"]
+    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [line.split(":")[0].strip() for line in table.splitlines()[2:]]
+
+
 def node(place: NodePlace) -> Footprint:
     """The footprint inside a node: what its containers, networks and services put into the kernel."""
     enter = ["nsenter", f"--net={place.namespace_path}", "--"]
     roots = (f"{place.run_dir}/", f"{place.state_dir}/")
-    links = subprocess.run([*enter, "cat", "/proc/net/dev"], capture_output=True, text=True, check=True).stdout
     folders = [str(folder) for folder in _cgroups() if f"{place.cgroup_parent}/" in str(folder)]
     return Footprint(
         mounts=Counter(_numberless(point) for point in _mount_points() if point.startswith(roots)),
         cgroups=_beyond_spares(Counter(_numberless(folder) for folder in folders), "/c-#"),
-        links=Counter(_numberless(line.split(":")[0].strip()) for line in links.splitlines()[2:]),
+        links=Counter(_numberless(name) for name in links_of(place.namespace_path)),
         namespaces=Counter(),
         rules=Counter(_ruleset([*enter, "nft"])),
         processes=_beyond_spares(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -25,7 +27,18 @@ ORCH = Path(sys.executable).with_name("orch")
 COMMAND_LIMIT_S = 50.0
 POLL_S = 0.02
 
-__all__ = ["MODULES", "Playground", "Result", "command_line", "is_up", "own_subnet", "task_processes", "wait_for"]
+__all__ = [
+    "MODULES",
+    "Playground",
+    "Result",
+    "command_line",
+    "is_up",
+    "on_node",
+    "own_subnet",
+    "task_processes",
+    "wait_for",
+]
+_CLONE_NEWNET = 0x40000000  # include/uapi/linux/sched.h
 T = TypeVar("T")
 
 
@@ -284,6 +297,20 @@ class Playground:
                 return None
 
         return wait_for(ask, f"an answer at port {port}", limit_s)
+
+
+def on_node(place: NodePlace, make: Callable[[], T]) -> T:
+    """Calls a function in a node's network: sockets that it makes belong to the node for ever."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def inside() -> T:
+        with place.namespace_path.open("rb") as handle:
+            # Of this thread alone, which ends afterwards.
+            assert libc.setns(handle.fileno(), _CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+        return make()
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(inside).result()
 
 
 def is_up(task: objects_pb2.Task) -> bool:
