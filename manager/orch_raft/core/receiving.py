@@ -42,10 +42,15 @@ def receive(state: MemberState, message: Message) -> None:
     kind = message.kind
     if kind is MessageKind.REMOVED:
         reconfiguration.handle_removed(state)
-    elif message.sender in state.applied_membership.removed_ids:
+    elif message.sender in state.applied_membership.removed_ids and not _is_last_word(state, message):
         reconfiguration.tell_removed(state, message.sender)
     elif message.term == state.term or _come_to_terms(state, message):
         _dispatch(state, message)
+
+
+def _is_last_word(state: MemberState, message: Message) -> bool:
+    """Whether a leader that has just removed itself hands over."""
+    return message.kind is MessageKind.TIMEOUT_NOW and message.sender == state.leader_id
 
 
 def _come_to_terms(state: MemberState, message: Message) -> bool:
