@@ -14,7 +14,7 @@ from orch_proto import ca_pb2 as ca
 from orch_proto import control_pb2 as control
 from orch_proto.node_pb2 import ImageRemoveCall, NodeCall, VolumeListCall
 from orch_proto.types_pb2 import ObjectKind
-from orch_rpc import servers
+from orch_rpc import access_page, servers
 from orch_rpc.access import RULES, Callers
 from orch_rpc.authorization import AuditEntry, Authorization, Policy
 from orch_rpc.callers import FORWARDED_CALLER_KEY, LOCAL, Caller, CallerKind, UserRole
@@ -294,3 +294,8 @@ def test_every_write_and_every_refusal_leaves_one_audit_line(tmp_path: Path) -> 
         assert "ORCHTKN" not in str(bench.entries)
 
     with_bench(tmp_path, story)
+
+
+def test_the_page_of_the_table_is_fresh() -> None:
+    """docs/access.md is what the table generates."""
+    assert access_page.PAGE.read_text(encoding="utf-8") == access_page.page()
