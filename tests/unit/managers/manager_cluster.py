@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -166,6 +167,7 @@ class ManagerCluster:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._numbers = itertools.count(2)
         self.nodes: list[ManagerNode] = []
         self.trust: FoundedTrust
 
@@ -193,7 +195,7 @@ class ManagerCluster:
     async def join(self, through: ManagerNode | None = None, *, start: bool = True) -> ManagerNode:
         """One more manager, with a certificate by the manager token."""
         through = through or self.nodes[0]
-        node = ManagerNode(self._folder, f"m{len(self.nodes) + 1}")
+        node = ManagerNode(self._folder, f"m{next(self._numbers)}")
         joined = await certificates.join(through.address, self.trust.manager_token, hostname=node.name)
         node.own(joined.identity)
         node.begin = ["--join", str(through.address)]
@@ -252,7 +254,7 @@ async def managers(folder: Path, count: int) -> AsyncIterator[ManagerCluster]:
 
 
 @contextmanager
-def told(kind: type[OrchError], *words: str):  # type: ignore[no-untyped-def]
+def told(kind: type[OrchError], *words: str) -> Iterator[None]:
     """Expects an error that says these words."""
     try:
         yield

@@ -10,7 +10,7 @@ import pytest
 
 from orch_proto.specs_pb2 import NodeRole
 from orch_rpc.errors import FailedPrecondition, Unavailable
-from unit.managers.manager_cluster import managers, told, until
+from unit.managers.manager_cluster import ManagerNode, managers, told, until
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -129,5 +129,5 @@ def test_a_demotion_that_would_lose_the_quorum_is_refused(tmp_path: Path) -> Non
     asyncio.run(story())
 
 
-async def _has(node, names: set[str]) -> bool:  # type: ignore[no-untyped-def]
+async def _has(node: ManagerNode, names: set[str]) -> bool:
     return names <= await node.names()
