@@ -11,7 +11,7 @@ from typing import Final
 
 import grpc.aio
 
-from orch_manager.ca.removed import RemovedNodes
+from orch_manager.ca.removed import DemotedManagers, RemovedNodes
 from orch_manager.ca.scope import StackScope
 from orch_manager.ca.service import CAService
 from orch_manager.clock import Clock, IdSource, SystemClock
@@ -179,11 +179,13 @@ class Manager:
         policy = Policy(
             cluster_id=identity.current().cluster_id if identity is not None else "",
             is_removed=RemovedNodes(self.store),
+            is_demoted=DemotedManagers(self.store),
             check_scope=self._scope,
         )
         interceptors: list[object] = [Authorization(policy)]
         if self._channels is not None:
-            interceptors.insert(0, ForwardingInterceptor(self.leader, Forwarder(self.leader, self._channels)))
+            forwarder = Forwarder(self.leader, self._channels, on_call=self.metrics.call_forwarded)
+            interceptors.insert(0, ForwardingInterceptor(self.leader, forwarder))
         return Servers(
             Listening(self._options.run_dir / SOCKET_NAME, self._options.listen_address, identity),
             all_servicers=self._add_all,

@@ -20,7 +20,7 @@ import grpc.aio
 from orch_rpc import logs
 from orch_rpc.access import RULES, Callers, Rule, set_of, who_may
 from orch_rpc.callers import ANONYMOUS, Caller, CallerKind, caller_of
-from orch_rpc.errors import OrchError, PermissionDenied, Unauthenticated
+from orch_rpc.errors import OrchError, PermissionDenied, Unauthenticated, Unavailable
 from orch_rpc.identity import REJOIN
 from orch_rpc.servers import with_behaviour
 
@@ -119,7 +119,7 @@ def write_audit_line(entry: AuditEntry) -> None:
     )
 
 
-def _nobody_removed(_node_id: str) -> bool:
+def _no_node(_node_id: str) -> bool:
     """For servers that know no nodes."""
     return False
 
@@ -135,6 +135,8 @@ class Policy:
     Attributes:
         cluster_id: certificates of another cluster are refused, whatever their issuer; empty: any.
         is_removed: whether a node was removed from the cluster; its certificate then opens nothing.
+        is_demoted: whether a node is a worker by now: a manager's certificate that it may still have then opens nothing
+            but consensus, which has its own members, and whose followers may not know yet who was promoted.
         check_scope: refuses (PermissionDenied) a request of a user who is limited to some stacks; given the caller, the
             method ("Control/ApplyStack") and the request. Not asked for streams of requests: their handlers ask.
         audit: where entries go.
@@ -142,7 +144,8 @@ class Policy:
     """
 
     cluster_id: str = ""
-    is_removed: Callable[[str], bool] = _nobody_removed
+    is_removed: Callable[[str], bool] = _no_node
+    is_demoted: Callable[[str], bool] = _no_node
     check_scope: Callable[[Caller, str, Any], None] = _no_scope
     audit: Callable[[AuditEntry], None] = write_audit_line
     clock_unix_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
@@ -266,6 +269,10 @@ class _Guard:
         for node_id in filter(None, (caller.id if caller.is_node else "", caller.forwarded_by)):
             if policy.is_removed(node_id):
                 raise Unauthenticated(what, f"node {node_id} was removed from the cluster", "join it with a token")
+        manager_id = caller.forwarded_by or (caller.id if caller.kind is CallerKind.MANAGER else "")
+        if manager_id and not self._method.startswith("Raft/") and policy.is_demoted(manager_id):
+            # Nothing was done: who asked through it asks another one.
+            raise Unavailable(what, f"node {manager_id} is no manager any more", "ask another manager")
 
     def _check_method(self, caller: Caller, request: Any) -> None:
         """Whether the caller may call this, and may ask just this."""

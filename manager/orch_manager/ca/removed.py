@@ -1,7 +1,7 @@
-"""Nodes that were removed while their certificates were still valid: those open nothing any more.
+"""Nodes whose certificates say more than is true: removed ones, and managers that became workers.
 
-A certificate cannot be called back; so every manager keeps the ids of such nodes until their certificates expire, and
-refuses their calls (`orch_rpc.authorization.Policy.is_removed`).
+A certificate cannot be called back; so every manager keeps the ids of removed nodes until their certificates expire,
+and looks at what a manager's node was issued last (`orch_rpc.authorization.Policy`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from orch_manager.store.tables import Reader
 from orch_manager.store.transaction import Transaction
 from orch_proto.objects_pb2 import Cluster, Node, RemovedNode
+from orch_proto.specs_pb2 import NodeRole
 
 
 def remember_removed(transaction: Transaction, node: Node) -> None:
@@ -40,3 +41,19 @@ class RemovedNodes:
                 self._version = cluster.meta.version_index
                 self._ids = frozenset(each.node_id for each in cluster.removed_nodes)
         return node_id in self._ids
+
+
+class DemotedManagers:
+    """Answers whether a node that shows a manager's certificate was issued a worker's since.
+
+    Args:
+        reader: the store.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def __call__(self, node_id: str) -> bool:
+        """Whether this node is a worker by now."""
+        node = self._reader.get(Node, node_id)
+        return node is not None and node.certificate.role == NodeRole.NODE_ROLE_WORKER

@@ -20,7 +20,7 @@ from orch_rpc.authorization import AuditEntry, Authorization, Policy
 from orch_rpc.callers import FORWARDED_CALLER_KEY, LOCAL, Caller, CallerKind, UserRole
 from orch_rpc.certificates import CertificateRole
 from orch_rpc.channels import unix_channel
-from orch_rpc.errors import OrchError, PermissionDenied, Unauthenticated, rpc_errors
+from orch_rpc.errors import OrchError, PermissionDenied, Unauthenticated, Unavailable, rpc_errors
 from orch_rpc.identity import Identity, IdentitySource
 from orch_rpc.tls import manager_channel
 from unit.trust import contract
@@ -34,6 +34,7 @@ class Bench:
         self.cluster = TestCluster()
         self.entries: list[AuditEntry] = []
         self.removed: set[str] = set()
+        self.demoted: set[str] = set()
         self.scoped: list[tuple[str, str]] = []
         self.source = IdentitySource(store_with(folder / "state", self.cluster.manager("manager1")))
         self.socket = folder / "manager.sock"
@@ -52,7 +53,13 @@ class Bench:
             raise PermissionDenied("cannot remove it", "it is out of scope")
 
     def policy(self) -> Policy:
-        return Policy("cluster1", self.removed.__contains__, self._scope, self.entries.append)
+        return Policy(
+            cluster_id="cluster1",
+            is_removed=self.removed.__contains__,
+            is_demoted=self.demoted.__contains__,
+            check_scope=self._scope,
+            audit=self.entries.append,
+        )
 
     async def tried(self, who: Callers | Identity, path: str, request: Any = None, metadata: Any = ()) -> str:
         """How a call ends: OK, or the code of the refusal."""
@@ -182,6 +189,19 @@ def test_a_removed_node_is_refused_whatever_it_asks(tmp_path: Path) -> None:
         bench.removed.add("worker1")
         with pytest.raises(Unauthenticated, match="node worker1 was removed from the cluster"):
             await bench.call(Callers.WORKER, "/orch.v1.Dispatcher/Attach")
+
+    with_bench(tmp_path, story)
+
+
+def test_a_demoted_manager_speaks_for_nobody_any_more(tmp_path: Path) -> None:
+    """The manager's certificate of a node that is a worker by now reads nothing and forwards nothing."""
+
+    async def story(bench: Bench) -> None:
+        bench.demoted.add("manager2")
+        with pytest.raises(Unavailable, match="node manager2 is no manager any more; ask another manager"):
+            await bench.call(Callers.MANAGER, "/orch.v1.Control/ApplyStack", metadata=LOCAL.to_metadata())
+        assert await bench.tried(Callers.MANAGER, "/orch.v1.Control/List") == "UNAVAILABLE"
+        assert await bench.tried(Callers.MANAGER, "/orch.v1.Raft/Stream") == "OK", "consensus knows its own members"
 
     with_bench(tmp_path, story)
 
