@@ -244,10 +244,12 @@ class Ran:
     Attributes:
         history: what the clients saw, the last reads included.
         clients: who they were.
+        last_reads_failed: how many of the reads at the end had no answer.
     """
 
     history: History
     clients: list[Client]
+    last_reads_failed: int = 0
 
     def assert_linearizable(self) -> None:
         """Checks every register and the set.
@@ -298,10 +300,12 @@ async def run_clients(
         finally:
             stop.set()
     await asyncio.to_thread(quiesce)
+    before, asked = len(history.operations), 0
     for client in clients[::clients_each]:
         async with client.connected() as channel:
             stub: ControlAsyncStub = ControlStub(channel)
             for key in client.keys:
                 await client.read(stub, key)
             await client.list(stub)
-    return Ran(history, clients)
+            asked += len(client.keys) + 1
+    return Ran(history, clients, before + asked - len(history.operations))
