@@ -87,6 +87,8 @@ class ManagerChild:
         self._settings = settings
         self._group = group
         self._beginning = beginning
+        #: It was to go on as the only manager, and has not come up as such yet: a locked one waits for its key first.
+        self._goes_on_alone = False
         self._child = self._new_child()
         self._life = group.create_task(self._child.run(), name="manager-process")
 
@@ -112,6 +114,7 @@ class ManagerChild:
     def has_begun(self) -> None:
         """The manager has its state: from now on it is started without what the beginning needed."""
         self._beginning = Beginning()
+        self._goes_on_alone = False
 
     async def unlock(self, key: str) -> None:
         """Starts a locked manager with a key; the key stands in memory until the process has read it."""
@@ -120,10 +123,15 @@ class ManagerChild:
             handle.write(key)
         await self.restart()
 
-    async def restart(self, *, force_new_cluster: bool = False) -> None:
-        """Stops the process and starts it again, once with other state if that is asked for."""
+    async def go_on_alone(self) -> None:
+        """Starts the process again as the only manager of its cluster."""
+        self._goes_on_alone = True
+        await self.restart()
+
+    async def restart(self) -> None:
+        """Stops the process and starts it again."""
         await self.stop()
-        beginning = replace(self._beginning, force_new_cluster=force_new_cluster)
+        beginning = replace(self._beginning, force_new_cluster=self._goes_on_alone)
         self._child = self._new_child(beginning)
         self._life = self._group.create_task(self._child.run(), name="manager-process")
 

@@ -158,8 +158,9 @@ class Member:
             failure = self.manager.failure if self.manager is not None else "this node is no manager any more"
             if failure or asyncio.get_running_loop().time() > deadline:
                 why = failure or f"it did not come up in {READY_WAIT_S:g} s"
-                raise Unavailable(what, f"the manager: {why}", "look at orchd's log, and at orch node info")
+                raise Unavailable(what, why, "look at orchd's log, and at orch node info")
             await asyncio.sleep(READY_POLL_S)
+        self.manager.has_begun()
 
     async def stop(self) -> None:
         """Ends agent and manager; containers and their keeper stay as they are."""

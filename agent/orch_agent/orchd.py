@@ -34,7 +34,7 @@ from orch_proto import daemon_pb2_grpc, defaults
 from orch_proto import specs_pb2 as specs
 from orch_rpc import logs, servers
 from orch_rpc.addresses import parse_address
-from orch_rpc.errors import FailedPrecondition
+from orch_rpc.errors import FailedPrecondition, InvalidArgument, Unavailable
 from orch_rpc.identity import IdentityStore
 from orch_runtime.kernel.mounts import MS_NODEV, MS_NOSUID, filesystem_magic, mount, unmount
 
@@ -208,12 +208,20 @@ class Orchd:
             InvalidArgument: the key does not open it.
         """
         member = self._in_cluster("cannot unlock")
-        if member.manager is None or not member.manager.locked:
+        manager = member.manager
+        if manager is None or not manager.locked:
             raise FailedPrecondition(
                 "cannot unlock", "the manager of this node is not locked", "see its state: orch node info"
             )
-        await member.manager.unlock(key)
-        await member.until_manager_serves("cannot unlock")
+        await manager.unlock(key)
+        try:
+            await member.until_manager_serves("cannot unlock")
+        except Unavailable as error:
+            if manager.locked:
+                why = "the key does not open this manager's state"
+                todo = "another manager shows the present key: orch cluster lock"
+                raise InvalidArgument("cannot unlock", why, todo) from error
+            raise
 
     async def recover_cluster(self) -> daemon.RecoverClusterResponse:
         """Has this node's manager go on alone, after most managers were lost for good.
@@ -229,8 +237,8 @@ class Orchd:
                 )
             own = member.membership
             member.managers_changed((own.advertise_address,))
-            await member.manager.restart(force_new_cluster=True)
-            await member.until_manager_serves("cannot recover the cluster")
+            await member.manager.go_on_alone()
+            await member.until_manager_serves("the manager does not go on alone yet")
             return daemon.RecoverClusterResponse(node_id=own.node_id, cluster_id=own.cluster_id)
 
     async def restore_cluster(self, request: daemon.RestoreClusterRequest, backup: Path) -> Membership:
