@@ -96,7 +96,7 @@ def node(place: NodePlace) -> Footprint:
         namespaces=Counter(),
         rules=Counter(_ruleset([*enter, "nft"])),
         processes=_beyond_spares(
-            Counter(_numberless(line) for line in _command_lines() if f"{place.run_dir}/" in line), "--pool #"
+            Counter(_process_name(line) for line in _command_lines() if f"{place.run_dir}/" in line), "--pool #"
         ),
     )
 
@@ -110,6 +110,11 @@ def _beyond_spares(found: Counter[str], ending: str) -> Counter[str]:
 def _numberless(name: str) -> str:
     # Spare children, namespaces and links have numbers or random names; one is as good as another.
     return re.sub(r"[0-9a-z]{25}|[0-9a-f]{8,}|\d+", "#", name)
+
+
+def _process_name(line: str) -> str:
+    # A manager is told whom to join when it is one of several, and not when it founded the cluster.
+    return "orch_manager" if " -m orch_manager " in line else _numberless(line)
 
 
 def _names(folder: Path) -> list[str]:

@@ -45,6 +45,41 @@ def playground(tmp_path_factory: pytest.TempPathFactory, busybox: str) -> Iterat
     assert not left, f"the playground left behind: {left}"
 
 
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, busybox: str) -> Iterator[Playground]:
+    """Three managers and two workers that the tests of a module share; use `calm`, which sets them right afterwards."""
+    made = Playground(
+        f"cluster-{os.getpid()}", own_subnet(3), tmp_path_factory.mktemp("cluster"), managers=3, workers=2
+    )
+    made.down()
+    before = leaks.host(made.layout)
+    made.up()
+    try:
+        build_test_image(made, Path(busybox))
+        yield made
+    finally:
+        made.down()
+    left = leaks.settled_difference(before, lambda: leaks.host(made.layout))
+    assert not left, f"the playground left behind: {left}"
+
+
+@pytest.fixture
+def calm(cluster: Playground) -> Iterator[Playground]:
+    """The cluster of five, whole and idle; after the test its faults are ended, its nodes started, its stacks removed.
+
+    A test that leaves something in a node's kernel fails.
+    """
+    before = {node: leaks.node(node) for node in cluster.nodes}
+    yield cluster
+    cluster.calm()
+    manager = cluster.leader()
+    for stack in cluster.orch("stack", "ls", "--format", "{{.Name}}", node=manager).stdout.split():
+        cluster.orch("stack", "rm", stack, node=manager)
+    for node, footprint in before.items():
+        left = leaks.settled_difference(footprint, lambda node=node: leaks.node(node), only_new=True)  # type: ignore[misc]
+        assert not left, f"the test left in {node.hostname}: {left}"
+
+
 def build_test_image(playground: Playground, busybox: Path) -> None:
     """`test:1`, an image of nothing but busybox and its names."""
     context = playground.folder / "image"

@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 import leaks
-from cluster.playground_driver import ORCH, Playground, on_node, own_subnet, wait_for
+from cluster.playground_driver import ORCH, Playground, on_node, own_subnet, task_processes, wait_for
 from orch_cli.playground import record
 from orch_cli.playground.delay_line import tap_name
 from orch_cli.playground.processes import in_network_namespace
+from orch_proto import types_pb2
 
 PORT = 9000
 
@@ -323,3 +324,73 @@ def test_a_lost_record_is_no_hindrance_to_down(tmp_path: Path) -> None:
     made.down()
     assert not leaks.settled_difference(before, lambda: leaks.host(made.layout))
     assert not made.layout.state_root.exists()
+
+
+STACK = """\
+services:
+  web:
+    image: test:1
+    command: ["sh", "-c", 'trap "exit 0" TERM; while :; do sleep 3600 & wait $!; done']
+    deploy:
+      replicas: 5
+      placement: {max_replicas_per_node: 1}
+"""
+
+
+def test_up_makes_one_cluster_of_managers_and_workers(calm: Playground) -> None:
+    """After `up --managers 3 --workers 2` all five nodes are ready, three of them managers, of which one leads."""
+    rows = [row.split() for row in calm.playground("status").stdout.splitlines()[1:]]
+    assert [row[5] for row in rows] == ["leader", "running", "running", "-", "-"]
+    assert {row[4] for row in rows} == {"active"}
+    assert {row[6] for row in rows} == {"ready"}
+    assert f"unix://{calm.node.manager_socket}" in calm.playground("env").stdout
+
+
+def test_every_node_can_run_what_one_node_built(calm: Playground) -> None:
+    """An image that was built once runs on all nodes of a playground."""
+    calm.deploy("wide", STACK)
+    tasks = calm.wait_running("wide_web", 5)
+    assert len({task.node_id for task in tasks}) == 5
+
+
+def test_env_names_a_manager_that_has_a_majority(calm: Playground) -> None:
+    """With the first manager cut off or without power `env` names another one, whose answers `orch` gets."""
+    host = f"unix://{calm.node.manager_socket}"
+    calm.partition("node-1")
+    wait_for(lambda: host not in calm.playground("env", ok=False).stdout, "another manager")
+    calm.heal()
+    calm.power_off(1)
+    named = wait_for(lambda: calm.playground("env", ok=False).stdout, "a manager")
+    assert host not in named
+    answer = calm.orch("node", "ls", env={"ORCH_HOST": named.strip().removeprefix("export ORCH_HOST=")})
+    assert "node-5" in answer.stdout
+
+
+def test_a_node_that_lost_power_comes_back_as_itself(calm: Playground) -> None:
+    """A worker started after a loss of power is the same node, ready again, and its tasks are replaced."""
+    calm.deploy("back", STACK)
+    before = {task.id: task.node_id for task in calm.wait_running("back_web", 5)}
+    calm.power_off(5)
+    calm.start(5)
+    calm.calm()
+
+    def replaced() -> bool:
+        now = {task.id: task.node_id for task in calm.running("back_web")}
+        return len(now) == 5 and len(now.keys() & before.keys()) == 4 and set(now.values()) == set(before.values())
+
+    wait_for(replaced, "the fifth task on the fifth node again", 30)
+
+
+def test_frozen_containers_go_on_after_a_thaw(calm: Playground) -> None:
+    """Stopping a whole node stops its containers; after SIGCONT the very same processes run."""
+    calm.deploy("ice", STACK)
+    tasks = calm.wait_running("ice_web", 5)
+    nodes = {one.node.id: one.node.description.hostname for one in calm.objects(types_pb2.OBJECT_KIND_NODE)}
+    (task,) = [task for task in tasks if nodes[task.node_id] == "node-4"]
+    process = task_processes([task])[task.id]
+    assert process is not None
+    calm.freeze(4)
+    assert process.is_stopped()
+    calm.thaw(4)
+    assert not process.is_stopped()
+    assert process.is_alive()
