@@ -34,6 +34,7 @@ from orch_proto import daemon_pb2_grpc, defaults
 from orch_proto import specs_pb2 as specs
 from orch_rpc import logs, servers
 from orch_rpc.addresses import parse_address
+from orch_rpc.authorization import Authorization
 from orch_rpc.errors import FailedPrecondition, InvalidArgument, Unavailable
 from orch_rpc.identity import IdentityStore
 from orch_runtime.kernel.mounts import MS_NODEV, MS_NOSUID, filesystem_magic, mount, unmount
@@ -96,7 +97,7 @@ class Orchd:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
-        server = servers.new_server()
+        server = servers.new_server(interceptors=[Authorization()])
         daemon_pb2_grpc.add_DaemonServicer_to_server(DaemonService(self), server)
         await servers.start_on_unix_socket(server, self._options.run_dir / "orchd.sock", group=SOCKET_GROUP)
         log.info("orchd.started", hostname=self.hostname, state_dir=self._options.state_dir)

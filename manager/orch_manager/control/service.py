@@ -66,6 +66,10 @@ class ControlService(ControlServicer):
     async def ApplyStack(self, request: control.ApplyStackRequest, context: _Context) -> control.ApplyStackResponse:
         """Deploys a stack."""
         del context
+        caller = current_call().caller
+        if caller.kind is CallerKind.USER:
+            # Who shows a certificate is its holder, whatever name the request brings.
+            request.author = caller.id
         return await self._stacks.apply(request)
 
     async def PlanStack(self, request: control.ApplyStackRequest, context: _Context) -> control.PlanStackResponse:
