@@ -20,6 +20,8 @@ from orch_proto import control_pb2 as control
 from orch_proto.control_pb2_grpc import ControlServicer
 from orch_proto.node_pb2 import LogLines, RelayOutput
 from orch_proto.objects_pb2 import Node
+from orch_rpc.authorization import current_call
+from orch_rpc.callers import CallerKind
 
 _Context = Any
 #: Metadata: with "1" the answer may be out of date, and is given even while there is no leader.
