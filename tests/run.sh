@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-folders=(tests/unit tests/simulation tests/runtime tests/runtime_images tests/network tests/cluster)
+folders=(tests/unit tests/simulation tests/mutation tests/runtime tests/runtime_images tests/network tests/cluster)
 marks=(-m "not long")
 quick=
 given=("$@")
