@@ -194,6 +194,10 @@ class Agent:
             if stop_metrics is not None:
                 await asyncio.to_thread(stop_metrics)
 
+    def turn_to_managers_now(self) -> None:
+        """A manager has come up: the session need not wait for its next attempt."""
+        self._session.try_now()
+
     async def stop_all_tasks(self) -> list[str]:
         """Ends every task of the node, for a node that leaves; returns notes on what did not end in time."""
         controllers = list(self.worker.controllers.values())

@@ -161,6 +161,7 @@ class Member:
                 raise Unavailable(what, why, "look at orchd's log, and at orch node info")
             await asyncio.sleep(READY_POLL_S)
         self.manager.has_begun()
+        self.agent.turn_to_managers_now()
 
     async def stop(self) -> None:
         """Ends agent and manager; containers and their keeper stay as they are."""

@@ -107,11 +107,16 @@ class Session:
         self._description_changed = asyncio.Event()
         self._period_ms = defaults.HEARTBEAT_PERIOD_MS
         self._heard_at_s = 0.0
+        self._try_now = asyncio.Event()
         self.facts = SessionFacts()
 
     def describe_again(self) -> None:
         """Sends the node's description anew: something in it changed."""
         self._description_changed.set()
+
+    def try_now(self) -> None:
+        """Something changed that makes an attempt worth while: the pause under way ends."""
+        self._try_now.set()
 
     async def run(self) -> None:
         """Attaches, serves, and attaches again after each loss; goes to the leader at once when told who leads."""
@@ -140,8 +145,20 @@ class Session:
             self._managers.failed(address)
             if loop.time() - began > defaults.AGENT_BACKOFF_LAST_MS / 1000:
                 delay_ms = defaults.AGENT_BACKOFF_FIRST_MS
-            await asyncio.sleep(delay_ms / 1000 * self._random.uniform(0.5, 1.0))
-            delay_ms = min(delay_ms * 2, defaults.AGENT_BACKOFF_LAST_MS)
+            if await self._pause(delay_ms / 1000 * self._random.uniform(0.5, 1.0)):
+                delay_ms = defaults.AGENT_BACKOFF_FIRST_MS
+            else:
+                delay_ms = min(delay_ms * 2, defaults.AGENT_BACKOFF_LAST_MS)
+
+    async def _pause(self, longest_s: float) -> bool:
+        """Waits; True when it was cut short."""
+        self._try_now.clear()
+        try:
+            async with asyncio.timeout(longest_s):
+                await self._try_now.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def _one_session(self, address: str) -> None:
         try:

@@ -13,6 +13,7 @@ from orch_manager.process import EngineMaker
 from orch_proto.objects_pb2 import StoreChanges
 from orch_raft.driver import ReplicatedEngine
 from orch_raft.engine import Engine, Member, Observer, StateMachine
+from orch_raft.recovery import force_new_cluster
 from orch_raft.storage import check_unlock_key, found_cluster, is_founded, is_locked, prepare_joiner
 from orch_raft.transport.seam import Transport
 from orch_rpc import logs
@@ -85,6 +86,9 @@ def _begin(beginning: Beginning, transport: Transport | None) -> Begun:
         check_unlock_key(folder, unlock_key or b"")
     elif not is_new:
         unlock_key = None  # nothing is sealed: the key was for a state that is no more
+    if beginning.force_new_cluster and not is_new:
+        removed = force_new_cluster(folder, unlock_key=unlock_key)
+        _log.warning("goes on as the only manager", removed=[member.node_id for member in removed])
 
     def make_engine(machine: StateMachine, observer: Observer) -> Engine:
         return ReplicatedEngine(folder, machine, transport=transport, observer=observer, unlock_key=unlock_key)
