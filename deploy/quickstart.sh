@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a fresh Debian or Ubuntu host to a running stack: installs what is missing, starts a playground of one node,
-# deploys compose-examples/hello and asks it for a page. Run again, it goes on from whatever is there already.
+# From a fresh Debian or Ubuntu host to a running stack: installs what is missing, starts a playground of three
+# managers, deploys compose-examples/hello and asks it for a page. Run again, it goes on from whatever is there already.
 #
 #   deploy/quickstart.sh                all of it
 #   deploy/quickstart.sh --setup-only   the installation alone: afterwards .venv/bin/orch works
@@ -30,13 +30,14 @@ say() { printf '\n==> %s\n' "$*"; }
 
 if host=$("$orch" playground env 2>/dev/null); then
   say "The playground is up already"
+  "$orch" playground start
 else
   if "$orch" playground status >/dev/null 2>&1; then
     say "Removing a playground that no longer runs"
     "$orch" playground down
   fi
-  say "Starting a playground: orch playground up"
-  "$orch" playground up
+  say "Starting a cluster of three nodes on this machine: orch playground up --managers 3"
+  "$orch" playground up --managers 3
   host=$("$orch" playground env)
 fi
 eval "$host"
@@ -45,7 +46,8 @@ say "Deploying a stack of three small web servers: orch deploy compose-examples/
 compose-examples/hello/prepare.sh
 "$orch" deploy compose-examples/hello/stack.yml
 
-say "What runs: orch stack ps hello"
+say "What runs: orch node ls, orch stack ps hello"
+"$orch" node ls
 "$orch" stack ls
 "$orch" stack ps hello
 
@@ -77,6 +79,8 @@ It works. To go on:
   export PATH="$PWD/.venv/bin:\$PATH"
   eval "\$(orch playground env)"
   orch service scale hello_web=5
+  orch playground kill node-2       a node loses its power; look with: orch node ls, orch ps
+  orch playground start node-2      and is back
   orch playground down              removes everything again
   docs/guides/first-stack.md        how to write a stack file of your own
 EOF
