@@ -16,12 +16,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from orch_manager import tasks as states
 from orch_manager.clock import Clock
 from orch_manager.labels import NAMESPACE_LABEL
+from orch_manager.members import quorum
+from orch_manager.members.view import members_of
 from orch_manager.store.schema import SCHEMA
 from orch_manager.store.store import Store
 from orch_manager.store.tables import Reader
 from orch_proto.objects_pb2 import Node, NodeState, Service, Stack, Task
 from orch_proto.types_pb2 import FailureReason, TaskState, UpdateState
-from orch_raft.engine import Observer, Role
+from orch_raft.engine import Observer, Role, Suffrage
 
 _FAST: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _NODE_STATES: Final = tuple(name.removeprefix("NODE_STATE_").lower() for name in NodeState.keys())  # noqa: SIM118 - an enum wrapper
@@ -56,11 +58,41 @@ class ManagerMetrics:
         self.rpc_duration = Histogram(
             "orch_rpc_duration_seconds", "Calls served.", ["method", "code"], buckets=_FAST, registry=self.registry
         )
+        self.elections = CounterMetric(
+            "orch_raft_elections_total", "Elections that this manager stood in.", registry=self.registry
+        )
+        self.snapshots_sent = CounterMetric(
+            "orch_raft_snapshots_sent_total", "Snapshots for other managers.", ["result"], registry=self.registry
+        )
+        self.snapshot_duration = self._histogram(
+            "orch_raft_snapshot_duration_seconds", "A snapshot, until it is synced and named."
+        )
+        self.snapshots_failed = CounterMetric(
+            "orch_raft_snapshots_failed_total", "Snapshots that could not be written.", registry=self.registry
+        )
+        self.snapshots_installed = CounterMetric(
+            "orch_raft_snapshots_installed_total",
+            "Snapshots of the leader that took the place of this manager's state.",
+            registry=self.registry,
+        )
+        self.log_bytes = CounterMetric(
+            "orch_raft_wal_written_bytes_total", "Bytes written to the log and synced.", registry=self.registry
+        )
+        self.loop_stalls = self._histogram(
+            "orch_event_loop_stall_seconds", "Stalls of the event loop: nothing was done for so long."
+        )
+        self.forwarded = CounterMetric(
+            "orch_rpc_forwarded_total", "Calls carried to the leader.", ["method"], registry=self.registry
+        )
 
     def _histogram(self, name: str, text: str) -> Histogram:
         return Histogram(name, text, buckets=_FAST, registry=self.registry)
 
     # ---- hooks ---------------------------------------------------------------------------------------
+
+    def call_forwarded(self, method: str) -> None:
+        """A call is carried to the leader."""
+        self.forwarded.labels(method.rpartition("/")[2]).inc()
 
     def rpc_served(self, method: str, code: str, duration_s: float) -> None:
         """A call ended."""
@@ -90,8 +122,35 @@ class RaftObserver(Observer):
 
     def synced(self, duration_s: float, entries: int, size_bytes: int) -> None:
         """See `Observer`."""
-        del entries, size_bytes
+        del entries
         self._metrics.fsync_duration.observe(duration_s)
+        self._metrics.log_bytes.inc(size_bytes)
+
+    def snapshot_written(self, duration_s: float, size_bytes: int) -> None:
+        """See `Observer`."""
+        del size_bytes
+        self._metrics.snapshot_duration.observe(duration_s)
+
+    def snapshot_failed(self) -> None:
+        """See `Observer`."""
+        self._metrics.snapshots_failed.inc()
+
+    def snapshot_sent(self, *, ok: bool) -> None:
+        """See `Observer`."""
+        self._metrics.snapshots_sent.labels("ok" if ok else "failed").inc()
+
+    def snapshot_installed(self, duration_s: float) -> None:
+        """See `Observer`."""
+        del duration_s
+        self._metrics.snapshots_installed.inc()
+
+    def election_begun(self) -> None:
+        """See `Observer`."""
+        self._metrics.elections.inc()
+
+    def loop_stalled(self, duration_s: float) -> None:
+        """See `Observer`."""
+        self._metrics.loop_stalls.observe(duration_s)
 
     def proposal_failed(self, error_name: str) -> None:
         """See `Observer`."""
@@ -200,6 +259,35 @@ class StateCollector:
             ("orch_raft_term", "The present term.", status.term),
             ("orch_raft_commit_index", "Index of the last committed entry.", status.commit_index),
             ("orch_raft_applied_index", "Index of the last applied entry.", status.applied_index),
+            ("orch_raft_last_index", "Index of the last entry of the log.", status.last_index),
+            ("orch_raft_snapshot_index", "Index of the newest snapshot.", status.last_snapshot_index),
             ("orch_raft_proposals_pending", "Writes that wait.", status.waiting_proposals),
+            ("orch_raft_tolerates", "Managers that may still be lost; known to the leader.", _tolerates(self._store)),
         ):
             yield GaugeMetricFamily(name, text, value=float(value))
+        role = GaugeMetricFamily("orch_raft_role", "1 for the role of this manager.", labels=["role"])
+        for each in Role:
+            role.add_metric([each.value], float(each is status.role))
+        yield role
+        yield from self._members()
+
+    def _members(self) -> Iterator[Metric]:
+        """What the leader knows of the others."""
+        members = members_of(self._store.engine)
+        total = GaugeMetricFamily("orch_raft_members", "Managers by suffrage.", labels=["suffrage"])
+        for suffrage in Suffrage:
+            total.add_metric([suffrage.value], sum(1 for each in members if each.member.suffrage is suffrage))
+        yield total
+        if not self._store.engine.status().peers:
+            return
+        match = GaugeMetricFamily("orch_raft_peer_match_index", "Last index on a manager's disk.", labels=["peer"])
+        reach = GaugeMetricFamily("orch_raft_peer_reachable", "1 when the leader hears a manager.", labels=["peer"])
+        for each in members:
+            match.add_metric([each.member.node_id], each.match)
+            reach.add_metric([each.member.node_id], float(each.reachable))
+        yield match
+        yield reach
+
+
+def _tolerates(store: Store) -> int:
+    return quorum.tolerates(each.as_manager for each in members_of(store.engine))

@@ -184,7 +184,7 @@ class Manager:
         )
         interceptors: list[object] = [Authorization(policy)]
         if self._channels is not None:
-            forwarder = Forwarder(self.leader, self._channels)
+            forwarder = Forwarder(self.leader, self._channels, on_call=self.metrics.call_forwarded)
             interceptors.insert(0, ForwardingInterceptor(self.leader, forwarder))
         return Servers(
             Listening(self._options.run_dir / SOCKET_NAME, self._options.listen_address, identity),

@@ -43,6 +43,7 @@ class Forwarder:
     Args:
         leader: knows who leads.
         channels: to the other managers.
+        on_call: told the path of each method that is carried.
         wait_s: seconds to wait for a leader while there is none.
     """
 
@@ -51,10 +52,12 @@ class Forwarder:
         leader: Leader,
         channels: ManagerChannels,
         *,
+        on_call: Callable[[str], None] = lambda _path: None,
         wait_s: float = defaults.LEADER_WAIT_MS / 1000,
     ) -> None:
         self._leader = leader
         self._channels = channels
+        self._on_call = on_call
         self._wait_s = wait_s
 
     # ---- one request, one answer ---------------------------------------------------------------------
@@ -88,6 +91,7 @@ class Forwarder:
                 await asyncio.sleep(_PAUSE_S)
 
     async def _ask(self, method: Method, address: str, request: bytes, context: _Context) -> bytes:
+        self._on_call(method.path)
         call = self._channels.get(parse_address(address)).unary_unary(method.path, None, None)(
             request, timeout=context.time_remaining(), metadata=caller_of(context).to_metadata()
         )
@@ -112,6 +116,7 @@ class Forwarder:
             raise self._leader.nobody_leads(_what(method))
         if found.here:
             raise Unavailable(_what(method), "this manager has become the leader this moment", "repeat it")
+        self._on_call(method.path)
         call = self._channels.get(parse_address(found.address)).stream_stream(method.path, None, None)(
             requests, timeout=context.time_remaining(), metadata=caller_of(context).to_metadata()
         )
