@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 CALL_LIMIT_S = 5.0
 LABEL = "value"
-KEYS = ("reg-a", "reg-b", "reg-c", "reg-d")
+KEYS = ("a", "b", "c", "d")
 _PAUSE_S = (0.002, 0.03)
 _CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -80,7 +80,8 @@ class Client:
         socket: of its manager.
         history: where it writes.
         chance: what it does next.
-        keys: the registers that it uses.
+        run: of which run it is; registers and elements bear its name, as those of other runs may still be there.
+        stale: whether it is content with reads that are not linearizable.
         known: versions that it saw last, by key.
     """
 
@@ -88,19 +89,25 @@ class Client:
     socket: Path
     history: History
     chance: random.Random
-    keys: Sequence[str] = KEYS
+    run: str
+    stale: bool = False
     known: dict[str, int] = field(default_factory=dict)
     #: Updates whose answer showed a later write in place of their own.
     overtaken: int = 0
     _number: int = 0
 
-    async def run(self, stop: asyncio.Event) -> None:
+    async def work(self, stop: asyncio.Event) -> None:
         """Asks until told to stop."""
         async with self.connected() as channel:
             stub: ControlAsyncStub = ControlStub(channel)
             while not stop.is_set():
                 await self._one(stub)
                 await asyncio.sleep(self.chance.uniform(*_PAUSE_S))
+
+    @property
+    def keys(self) -> list[str]:
+        """The registers of the run."""
+        return [f"reg-{self.run}-{key}" for key in KEYS]
 
     def connected(self) -> grpc.aio.Channel:
         """A channel to the client's manager."""
@@ -128,7 +135,7 @@ class Client:
 
     async def read(self, stub: ControlAsyncStub, key: str) -> None:
         """Reads a register."""
-        request = control.GetRequest(kind=types_pb2.OBJECT_KIND_CONFIG, reference=key)
+        request = control.GetRequest(kind=types_pb2.OBJECT_KIND_CONFIG, reference=key, stale=self.stale)
         answer = await self._ask(Action.READ, key, stub.Get, request, shown=_config)
         if answer is not None:
             self.known[key] = answer["version"]
@@ -188,14 +195,18 @@ class Client:
     async def add(self, stub: ControlAsyncStub) -> None:
         """Adds an element that nobody else adds."""
         spec = SecretSpec(data=b"x")
-        spec.annotations.name = f"set-{self._unique()}"
+        spec.annotations.name = f"set-{self.run}-{self._unique()}"
         request = control.CreateRequest(spec=control.Spec(secret=spec))
         await self._ask(Action.ADD, "", stub.Create, request, shown=lambda _: {}, value=spec.annotations.name)
 
     async def list(self, stub: ControlAsyncStub) -> None:
         """Reads the whole set."""
-        request = control.ListRequest(kind=types_pb2.OBJECT_KIND_SECRET)
-        await self._ask(Action.LIST, "", stub.List, request, shown=_elements)
+        request = control.ListRequest(kind=types_pb2.OBJECT_KIND_SECRET, stale=self.stale)
+        await self._ask(Action.LIST, "", stub.List, request, shown=self._elements)
+
+    def _elements(self, answer: control.ListResponse) -> dict[str, Any]:
+        names = (one.secret.spec.annotations.name for one in answer.objects)
+        return {"elements": frozenset(name for name in names if name.startswith(f"set-{self.run}-"))}
 
     # ---- any call --------------------------------------------------------------------------------
 
@@ -213,7 +224,8 @@ class Client:
         invoked_ns = self.history.now_ns()
         outcome, answer = Outcome.DONE, {}
         try:
-            answer = shown(await call(request, timeout=CALL_LIMIT_S))
+            metadata = (("orch-stale", "1"),) if self.stale else ()
+            answer = shown(await call(request, timeout=CALL_LIMIT_S, metadata=metadata))
         except grpc.aio.AioRpcError as error:
             judgement = judged(error)
             if judgement is None:
@@ -221,6 +233,10 @@ class Client:
                 self.history.refuse(why[1] if len(why) > 1 else "nobody listens")
                 return None
             outcome = judgement
+            if (action, outcome) == (Action.CREATE, Outcome.OUT_OF_DATE):
+                # It was made, and removed again before the manager could show it.
+                outcome, answer = Outcome.DONE, {"version": 0}
+                self.overtaken += 1
         answered_ns = NEVER_NS if outcome is Outcome.UNKNOWN else self.history.now_ns()
         fields = {**asked, **answer}
         self.history.add(Operation(self.name, action, key, invoked_ns, answered_ns, outcome, **fields))
@@ -230,11 +246,6 @@ class Client:
 def _config(answer: Any) -> dict[str, Any]:
     found = answer.object.config
     return {"value": found.spec.annotations.labels[LABEL], "version": found.meta.version_index}
-
-
-def _elements(answer: control.ListResponse) -> dict[str, Any]:
-    names = (one.secret.spec.annotations.name for one in answer.objects)
-    return {"elements": frozenset(name for name in names if name.startswith("set-"))}
 
 
 @dataclass(frozen=True)
@@ -274,6 +285,7 @@ async def run_clients(
     *,
     seed: str,
     clients_each: int = 2,
+    stale: bool = False,
     quiesce: Callable[[], None] = lambda: None,
 ) -> Ran:
     """Runs clients at every manager while ``disturb`` works in a thread; at its end everybody reads everything.
@@ -281,20 +293,21 @@ async def run_clients(
     Args:
         sockets: of the managers.
         disturb: breaks things, and takes as long as the run shall take.
-        seed: of the clients' choices.
+        seed: of the clients' choices, and the run's name; used once in a cluster.
         clients_each: clients at each manager.
+        stale: whether reads need not be linearizable.
         quiesce: called before the last reads; waits until every manager answers.
     """
     history = History()
     clients = [
-        Client(f"n{node}c{number}", socket, history, random.Random(f"{seed} {node} {number}"))
+        Client(f"n{node}c{number}", socket, history, random.Random(f"{seed} {node} {number}"), seed, stale=stale)
         for node, socket in enumerate(sockets, 1)
         for number in range(1, clients_each + 1)
     ]
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         for client in clients:
-            group.create_task(client.run(stop))
+            group.create_task(client.work(stop))
         try:
             await asyncio.to_thread(disturb)
         finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,10 +16,13 @@ import pytest
 
 import leaks
 from cluster.conftest import build_test_image
+from cluster.consensus_disk import small_disk, write_large_objects
 from cluster.consensus_faults import Nemesis, converged
 from cluster.consensus_workload import Ran, run_clients
-from cluster.playground_driver import Playground, own_subnet
+from cluster.playground_driver import Playground, own_subnet, wait_for
+from linearizability.explain import NotLinearizable
 from linearizability.history import saved_on_failure
+from orch_cli.playground.power import processes_of_part
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,41 @@ def test_histories_under_faults_are_linearizable(trio: Playground, tmp_path: Pat
     assert ran.progressed() > 100
 
 
+@pytest.mark.timeout(120)
+def test_stale_reads_are_told_from_others(trio: Playground) -> None:
+    """Reads that were asked for as stale show the past at a manager that is cut off: the checker finds it."""
+    follower = next(node for node in (1, 2, 3) if node != trio.leader())
+
+    def disturb() -> None:
+        trio.partition(trio.place(follower).hostname)
+        time.sleep(2)  # the length of the fault
+        trio.heal()
+
+    sockets = [trio.place(node).manager_socket for node in (1, 2, 3)]
+    ran = asyncio.run(run_clients(sockets, disturb, seed="stale", stale=True, quiesce=lambda: converged(trio)))
+    with pytest.raises(NotLinearizable, match="no order of these"):
+        ran.assert_linearizable()
+
+
+@pytest.mark.timeout(180)
+def test_a_leader_whose_disk_is_full_gives_way(trio: Playground, tmp_path: Path) -> None:
+    """A leader that cannot write stops and another leads; nothing acknowledged is lost, and with room it comes back."""
+    leader = trio.leader()
+    with small_disk(trio, leader) as disk:
+        converged(trio)
+        other = next(node for node in (1, 2, 3) if node != leader)
+
+        def disturb() -> None:
+            disk.fill()
+            write_large_objects(trio, other)
+            wait_for(lambda: not processes_of_part(trio.place(leader), "manager"), "the end of the manager")
+            disk.make_room()
+            wait_for(lambda: processes_of_part(trio.place(leader), "manager"), "the manager's return", 40)
+
+        run(trio, disturb, "disk", tmp_path)
+    converged(trio)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", range(8))
@@ -73,4 +112,4 @@ def test_long_histories_under_random_faults_are_linearizable(trio: Playground, t
             nemesis = Nemesis(trio, chance, hold_s=chance.choice([0.2, 1.0, 3.0, 8.0]))
             chance.choice(nemesis.all_faults())()
 
-    run(trio, disturb, f"long {seed}", tmp_path)
+    run(trio, disturb, f"long-{seed}", tmp_path)
