@@ -20,7 +20,7 @@ from orch_manager.members.channels import consensus_channels
 from orch_manager.process import Manager, Options
 from orch_proto import defaults
 from orch_proto.version import VERSION
-from orch_raft.errors import FatalError, Removed, StateLocked, StorageError
+from orch_raft.errors import RaftError, Removed, StateLocked, StorageError
 from orch_raft.transport.client import GrpcTransport
 from orch_rpc import logs
 from orch_rpc.addresses import Address, parse_address
@@ -137,7 +137,7 @@ def main() -> None:
     except Removed as error:
         _log.error("removed from the managers", reason=error)
         sys.exit(EXIT_REMOVED)
-    except (FatalError, OrchError) as error:
+    except (RaftError, OrchError) as error:
         _log.error("the manager ends", reason=error)
         sys.exit(EXIT_FAILED)
     _log.info("manager stopped", node=arguments.node_id)
