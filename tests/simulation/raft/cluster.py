@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
+from orch_raft.core import election
 from orch_raft.core.messages import Message, MessageKind
 from orch_raft.core.ready import Proposed
 from orch_raft.engine import Member as ClusterMember
@@ -201,6 +202,8 @@ class SimulatedManagers:
         if self._chance(mix.power_loss):
             for raft_id in list(self.members):
                 self.crash(raft_id)
+        while self._chance(mix.impatience) and self.members:
+            self._stand(self.members[rng.choice(sorted(self.members))])
         ids = sorted(self.disks)
         if self._chance(mix.partition):
             side = {raft_id for raft_id in ids if rng.random() < 0.5}
@@ -209,6 +212,12 @@ class SimulatedManagers:
             self._cut.add((rng.choice(ids), rng.choice(ids)))
         if self._cut and rng.random() < 0.05:
             self._cut.clear()
+
+    def _stand(self, member: Member) -> None:
+        state = member.node._state
+        if election.may_campaign(state):
+            election.stand_for_election(state, transferred=True)
+            self._within(member, member.turn)
 
     def _use(self) -> None:
         mix, rng = self.mix, self.rng

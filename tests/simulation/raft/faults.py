@@ -26,6 +26,8 @@ class FaultMix:
         crash_at_send, crash_at_sync: chances of a crash at each point where something leaves or reaches the disk.
         torn_batches: a crash may leave part of a batch, record by record, and not only whole ones.
         failed_sync: chance that the disk refuses (full, broken), after which the process ends.
+        impatience: chance that some voter stands for election though the leader lives, without a pre-vote, as the rules
+            allow at any time; the busiest way to rare orders of events.
         leader_crash, power_loss, partition, one_way, transfer, membership, read, propose: chances per step of the
         world. snapshot_every: entries applied between two snapshots. keep: entries kept behind a snapshot.
         slow_apply: chance that applying waits for a later turn. small_windows: tight bounds of sizes and windows.
@@ -43,6 +45,7 @@ class FaultMix:
     crash_at_sync: float
     torn_batches: bool
     failed_sync: float
+    impatience: float
     leader_crash: float
     power_loss: float
     partition: float
@@ -76,6 +79,7 @@ class FaultMix:
             crash_at_sync=rate(0.001, 0.008),
             torn_batches=rng.random() < 0.5,
             failed_sync=rate(0.0005, 0.003),
+            impatience=rng.choice((0.0, 0.0, 0.05, 0.25)),
             leader_crash=rate(0.01, 0.05),
             power_loss=rate(0.002, 0.01),
             partition=rate(0.01, 0.05),
@@ -106,6 +110,7 @@ class FaultMix:
             crash_at_sync=0,
             torn_batches=True,
             failed_sync=0,
+            impatience=0,
             leader_crash=0,
             power_loss=0,
             partition=0,
