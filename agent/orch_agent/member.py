@@ -80,7 +80,7 @@ class Member:
         self._channels = ManagerChannels(self._certificates.source)
         self.manager: ManagerChild | None = None
         self.agent = Agent(
-            membership, options.hostname, places, options.metrics_address, dial=self._channels.get, node=self
+            membership, options.hostname, places, options.metrics_address, dial=self._channels.only, node=self
         )
         self._lives: list[asyncio.Task[None]] = []
         self._role_change = asyncio.Lock()

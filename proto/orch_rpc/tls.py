@@ -140,6 +140,16 @@ class ManagerChannels:
             present = self._channels[key] = manager_channel(address, identity)
         return present
 
+    def only(self, address: Address | str) -> grpc.aio.Channel:
+        """As `get`, for those who speak with one manager at a time: the channels to all others are closed.
+
+        A channel that nobody uses would try on and on to connect, with the identity of the time when it was made.
+        """
+        channel = self.get(address)
+        for other in [key for key in self._channels if key != str(address)]:
+            self.drop(other)
+        return channel
+
     def drop(self, address: Address | str) -> None:
         """Closes the channel to an address that is not needed any more."""
         channel = self._channels.pop(str(address), None)
