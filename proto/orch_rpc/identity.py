@@ -29,7 +29,7 @@ _READ_ATTEMPTS: Final = 5  # each lost race means that a newer identity was writ
 _MAX_FILE_BYTES: Final = 64 * 1024
 
 REJOIN: Final = (
-    "join again with a token (orch cluster join --token TOKEN HOST:2378; print one on a manager with "
+    "join again with a token (orch cluster join --token TOKEN HOST:2377; print one on a manager with "
     "orch cluster token worker): the node keeps its id and its volumes"
 )
 
