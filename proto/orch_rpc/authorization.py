@@ -268,7 +268,8 @@ class _Guard:
             )
         for node_id in filter(None, (caller.id if caller.is_node else "", caller.forwarded_by)):
             if policy.is_removed(node_id):
-                raise Unauthenticated(what, f"node {node_id} was removed from the cluster", "join it with a token")
+                todo = "to take it back, on that host: orch cluster leave, then join with a token"
+                raise Unauthenticated(what, f"node {node_id} was removed from the cluster", todo)
         manager_id = caller.forwarded_by or (caller.id if caller.kind is CallerKind.MANAGER else "")
         if manager_id and not self._method.startswith("Raft/") and policy.is_demoted(manager_id):
             # Nothing was done: who asked through it asks another one.

@@ -117,7 +117,7 @@ class ManagerChannels:
         self._source = source
         self._identity: Identity | None = None
         self._channels: dict[str, grpc.aio.Channel] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: dict[asyncio.Task[None], grpc.aio.Channel] = {}
 
     def get(self, address: Address | str) -> grpc.aio.Channel:
         """The channel to an address; a fresh one when the last was closed, or made with an older identity.
@@ -158,17 +158,17 @@ class ManagerChannels:
 
     def _close_later(self, channel: grpc.aio.Channel) -> None:
         closing = asyncio.get_running_loop().create_task(channel.close(grace=_CONNECT_TIMEOUT_S))
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
+        self._closing[closing] = channel
+        closing.add_done_callback(lambda task: self._closing.pop(task, None))
 
     async def close(self) -> None:
         """Closes them all, whatever runs on them."""
-        channels, self._channels = self._channels, {}
-        for closing in list(self._closing):
-            closing.cancel()
-        await asyncio.gather(
-            *(channel.close(None) for channel in channels.values()), *self._closing, return_exceptions=True
-        )
+        channels = [*self._channels.values(), *self._closing.values()]
+        closing = list(self._closing)
+        self._channels = {}
+        for task in closing:
+            task.cancel()
+        await asyncio.gather(*closing, *(channel.close(None) for channel in channels), return_exceptions=True)
 
 
 # ---- the first contact -----------------------------------------------------------------------------
