@@ -31,6 +31,8 @@ Local = Callable[[bytes, _Context], Awaitable[bytes]]
 #: In the trailing metadata of a refusal: the manager that was asked does not lead, and has done nothing.
 NOT_LEADING: Final = "orch-not-leading"
 _PAUSE_S: Final = 0.02
+#: How long a leader that leads no longer has for an answer that is under way.
+_LAST_WORD_S: Final = 1.0
 
 
 class _NothingDone(Exception):  # noqa: N818 - named for what is certain
@@ -95,11 +97,21 @@ class Forwarder:
         call = self._channels.get(parse_address(address)).unary_unary(method.path, None, None)(
             request, timeout=context.time_remaining(), metadata=caller_of(context).to_metadata()
         )
+        answer: asyncio.Future[bytes] = asyncio.ensure_future(call)
+        moved = asyncio.create_task(self._leader.moved_from(address), name="leader-moved")
         try:
-            answer: bytes = await call
+            await asyncio.wait((answer, moved), return_when=asyncio.FIRST_COMPLETED)
+            # A leader that was cut off answers nobody, and no connection breaks.
+            await asyncio.wait((answer,), timeout=_LAST_WORD_S)
+            if not answer.done():
+                self._channels.drop(parse_address(address))
+                self._broke(method, address, "another manager leads by now")
+            return answer.result()
         except grpc.aio.AioRpcError as error:
             await self._failed(method, address, error, context)
-        return answer
+        finally:
+            moved.cancel()
+            answer.cancel()
 
     # ---- streams -------------------------------------------------------------------------------------
 
@@ -149,13 +161,25 @@ class Forwarder:
             # The leader's own words: three parts, a line each.
             await context.abort(error.code(), details)
         self._channels.drop(parse_address(address))
-        if method.repeatable or _never_connected(details):
+        if _never_connected(details):
             raise _NothingDone(details) from error
+        self._broke(method, address, "the connection to it broke")
+
+    @staticmethod
+    def _broke(method: Method, address: str, why: str) -> NoReturn:
+        """The leader did not answer, and may have done what it was asked.
+
+        Raises:
+            _NothingDone: there was nothing to do but to answer.
+            OutcomeUnknown: a write may have been done.
+        """
+        if method.repeatable:
+            raise _NothingDone(why)
         raise OutcomeUnknown(
             _what(method),
-            f"the connection to the leader ({address}) broke before it answered",
+            f"the leader ({address}) did not answer: {why}",
             "it may have been done: look at the state before repeating it",
-        ) from error
+        )
 
 
 def _bounded(wait_s: float, remaining_s: float | None) -> float:

@@ -93,6 +93,14 @@ class Leader:
                 return None
             besides = ""
 
+    async def moved_from(self, address: str) -> None:
+        """Returns once somebody else leads than the manager at an address."""
+        while True:
+            changed, found = self._changed, self.where()
+            if found is not None and (found.here or found.address != address):
+                return
+            await changed.wait()
+
     def nobody_leads(self, what: str) -> Unavailable:
         """The error of a call that needs a leader while there is none."""
         voters = len(self._status().members)
