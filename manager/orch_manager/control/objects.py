@@ -90,29 +90,33 @@ class Objects:
             spec = await self._resolved_service(spec, what)
         object_id = self._ids.new()
         with told_as(what):
-            await self._store.update(
+            written = await self._store.update(
                 lambda transaction: self._write_new(transaction, label, spec, object_id, what), reason=f"create {label}"
             )
         _log.info("created", kind=label, name=spec.annotations.name, id=object_id)
-        return self._read(_KINDS[label], object_id, what)
+        return self._as_it_is(written)
 
-    def _write_new(self, transaction: Transaction, label: str, spec: Any, object_id: str, what: str) -> None:
+    def _write_new(self, transaction: Transaction, label: str, spec: Any, object_id: str, what: str) -> StoreObject:
+        kind: Any = _KINDS[label]
+        item: StoreObject
         if label == "service":
             check_ports(transaction, spec, "", what)
-            transaction.create(Service(id=object_id, spec=spec, spec_version=1))
+            item = Service(id=object_id, spec=spec, spec_version=1)
         elif label in ("secret", "config"):
-            kind: Any = _KINDS[label]
-            digest = hashlib.sha256(spec.data).hexdigest()
-            transaction.create(kind(id=object_id, spec=spec, content_digest=digest))
+            item = kind(id=object_id, spec=spec, content_digest=hashlib.sha256(spec.data).hexdigest())
         else:
-            kind = _KINDS[label]
-            transaction.create(kind(id=object_id, spec=spec))
-
-    def _read(self, kind: Kind, object_id: str, what: str) -> StoreObject:
-        item = self._store.get(kind, object_id)
-        if item is None:
-            raise OutOfDate(what, "it was removed meanwhile")
+            item = kind(id=object_id, spec=spec)
+        transaction.create(item)
         return item
+
+    def _as_it_is(self, written: StoreObject) -> StoreObject:
+        """What was written, as the store has it by now: at a later version, if somebody changed it since."""
+        item = self._store.get(type(written), written.id)
+        if item is not None:
+            return item
+        # It was written, and is removed already: to refuse would deny a write that took place.
+        written.meta.version_index = 0
+        return written
 
     async def _resolved_service(self, spec: ServiceSpec, what: str) -> ServiceSpec:
         """References by name or id become ids; the image is pinned."""
@@ -149,14 +153,14 @@ class Objects:
             if kind is Service:
                 spec = await self._resolved_service(spec, what)
         with told_as(what):
-            await self._store.update(
+            written: StoreObject = await self._store.update(
                 lambda transaction: self._write_update(
                     transaction, request, transaction.edit(kind, present.id), spec=spec, what=what
                 ),
                 reason=f"update {label_of(kind)}",
             )
         _log.info("updated", kind=label_of(kind), name=name_of(present), id=present.id)
-        updated = self._read(kind, present.id, what)
+        updated = self._as_it_is(written)
         if isinstance(present, Node) and isinstance(updated, Node):
             return updated, self._nodes.warnings(self._store, present, updated)
         return updated, []
@@ -176,12 +180,11 @@ class Objects:
 
     def _write_update(
         self, transaction: Transaction, request: UpdateRequest, item: Any, *, spec: Any, what: str
-    ) -> None:
+    ) -> StoreObject:
         if request.version_index and item.meta.version_index != request.version_index:
             raise OutOfDate(what, "it was changed since it was read", "read it again, then repeat the change")
         if isinstance(item, Service):
-            self._update_service(transaction, item, spec, what, rollback=request.rollback)
-            return
+            return self._update_service(transaction, item, spec, what, rollback=request.rollback)
         if isinstance(item, (Secret, Config)) and spec.data and spec.data != item.spec.data:
             raise InvalidArgument(what, "its content cannot change, only its labels", "create one of another name")
         if isinstance(item, Network) and _without_labels(item.spec) != _without_labels(spec):
@@ -193,10 +196,12 @@ class Objects:
         else:
             item.spec.CopyFrom(spec)
         transaction.update(item)
+        written: StoreObject = item
+        return written
 
     def _update_service(
         self, transaction: Transaction, service: Service, spec: ServiceSpec, what: str, *, rollback: bool
-    ) -> None:
+    ) -> Service:
         if service.pending_delete:
             raise FailedPrecondition(what, "it is being removed")
         if spec.annotations.name != service.spec.annotations.name:
@@ -207,6 +212,7 @@ class Objects:
             edited.update_status.state = UpdateState.UPDATE_STATE_ROLLBACK_STARTED
             edited.update_status.message = "rollback asked for"
         transaction.update(edited)
+        return edited
 
     # ---- scale ---------------------------------------------------------------------------------------
 
