@@ -19,8 +19,8 @@ from orch_manager.store.store import Store
 from orch_manager.store.transaction import Transaction
 from orch_proto.objects_pb2 import Task
 from orch_proto.types_pb2 import TaskState
+from orch_raft.driver import ReplicatedEngine
 from orch_raft.engine import Member, SnapshotInstaller, SnapshotWriter
-from orch_raft.single import SingleMemberEngine
 from orch_raft.storage import found_cluster
 
 PAYLOAD_BYTES = 480
@@ -88,7 +88,7 @@ def report(name: str, rounds: list[tuple[float, float]], bare_per_s: float) -> N
 async def measure_engine(folder: Path, rounds: int, bare_per_s: float) -> None:
     """Proposals to the engine."""
     found_cluster(folder, Member(1, "bench"))
-    engine = SingleMemberEngine(folder, NoState())
+    engine = ReplicatedEngine(folder, NoState())
     await engine.start()
     data = os.urandom(PAYLOAD_BYTES)
     for writers in WRITERS:
@@ -112,7 +112,7 @@ def new_task(number: int) -> Task:
 async def measure_store(folder: Path, rounds: int, tasks: int, bare_per_s: float) -> None:
     """Status updates of tasks through the store, look-ups, and a restart."""
     found_cluster(folder, Member(1, "bench"))
-    store = Store(lambda machine: SingleMemberEngine(folder, machine))
+    store = Store(lambda machine: ReplicatedEngine(folder, machine))
     await store.start()
     started_s = time.perf_counter()
     for first in range(0, tasks, 1000):
@@ -140,7 +140,7 @@ async def measure_store(folder: Path, rounds: int, tasks: int, bare_per_s: float
     measure_reads(store, tasks)
     await store.stop()
     started_s = time.perf_counter()
-    store = Store(lambda machine: SingleMemberEngine(folder, machine))
+    store = Store(lambda machine: ReplicatedEngine(folder, machine))
     await store.start()
     print(
         f"{'store, restart':34} {(time.perf_counter() - started_s) * 1000:10,.0f} ms with {store.counts()[Task]} tasks"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from orch_manager.store.store import Store
+from orch_raft.driver import ReplicatedEngine
 from orch_raft.engine import Member
 from orch_raft.limits import EngineOptions
-from orch_raft.single import SingleMemberEngine
 from orch_raft.storage import found_cluster
 
 
@@ -34,7 +34,7 @@ class StoreBench:
     def store(self, options: EngineOptions | None = None) -> Store:
         """A store that was not started."""
         return Store(
-            lambda machine: SingleMemberEngine(self.folder, machine, options=options),
+            lambda machine: ReplicatedEngine(self.folder, machine, options=options),
             clock_unix_ms=self.clock,
             verify=True,
         )
