@@ -233,10 +233,6 @@ class Client:
                 self.history.refuse(why[1] if len(why) > 1 else "nobody listens")
                 return None
             outcome = judgement
-            if (action, outcome) == (Action.CREATE, Outcome.OUT_OF_DATE):
-                # It was made, and removed again before the manager could show it.
-                outcome, answer = Outcome.DONE, {"version": 0}
-                self.overtaken += 1
         answered_ns = NEVER_NS if outcome is Outcome.UNKNOWN else self.history.now_ns()
         fields = {**asked, **answer}
         self.history.add(Operation(self.name, action, key, invoked_ns, answered_ns, outcome, **fields))
@@ -273,10 +269,11 @@ class Ran:
         assert_linearizable(Register(), [one for one in operations if one.action not in in_set])
         assert_linearizable(GrowingSet(), [one for one in operations if one.action in in_set])
 
-    def progressed(self) -> int:
-        """How many writes were acknowledged."""
-        writes = {Action.CREATE, Action.WRITE, Action.ADD, Action.REMOVE}
-        return sum(one.action in writes and one.outcome is Outcome.DONE for one in self.history.operations)
+
+def acknowledged(history: History) -> int:
+    """How many writes were acknowledged."""
+    writes = {Action.CREATE, Action.WRITE, Action.ADD, Action.REMOVE}
+    return sum(one.action in writes and one.outcome is Outcome.DONE for one in history.operations)
 
 
 async def run_clients(
@@ -286,6 +283,7 @@ async def run_clients(
     seed: str,
     clients_each: int = 2,
     stale: bool = False,
+    history: History | None = None,
     quiesce: Callable[[], None] = lambda: None,
 ) -> Ran:
     """Runs clients at every manager while ``disturb`` works in a thread; at its end everybody reads everything.
@@ -296,9 +294,10 @@ async def run_clients(
         seed: of the clients' choices, and the run's name; used once in a cluster.
         clients_each: clients at each manager.
         stale: whether reads need not be linearizable.
+        history: to write to; else one of the run's own.
         quiesce: called before the last reads; waits until every manager answers.
     """
-    history = History()
+    history = history if history is not None else History()
     clients = [
         Client(f"n{node}c{number}", socket, history, random.Random(f"{seed} {node} {number}"), seed, stale=stale)
         for node, socket in enumerate(sockets, 1)

@@ -8,21 +8,24 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 import leaks
 from cluster.conftest import build_test_image
 from cluster.consensus_disk import small_disk, write_large_objects
 from cluster.consensus_faults import Nemesis, converged
-from cluster.consensus_workload import Ran, run_clients
-from cluster.playground_driver import Playground, own_subnet, wait_for
+from cluster.consensus_workload import Ran, acknowledged, run_clients
+from cluster.playground_driver import ORCH, Playground, own_subnet, wait_for
 from linearizability.explain import NotLinearizable
-from linearizability.history import saved_on_failure
+from linearizability.history import History, saved_on_failure
 from orch_cli.playground.power import processes_of_part
+from orch_proto import control_pb2, control_pb2_grpc, types_pb2
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +44,12 @@ def trio(tmp_path_factory: pytest.TempPathFactory, busybox: str) -> Iterator[Pla
     assert not left, f"the playground left behind: {left}"
 
 
-def run(playground: Playground, disturb: Callable[[], None], seed: str, folder: Path) -> Ran:
+def run(
+    playground: Playground, disturb: Callable[[], None], seed: str, folder: Path, history: History | None = None
+) -> Ran:
     """Clients at every manager while something is done to the cluster; checks what they saw, and that it healed."""
     sockets = [playground.place(node).manager_socket for node in range(1, playground.managers + 1)]
-    ran = asyncio.run(run_clients(sockets, disturb, seed=seed, quiesce=lambda: converged(playground)))
+    ran = asyncio.run(run_clients(sockets, disturb, seed=seed, history=history, quiesce=lambda: converged(playground)))
     print(ran.history.summary())
     with saved_on_failure(ran.history, folder / "history.jsonl"):
         ran.assert_linearizable()
@@ -62,7 +67,7 @@ def test_histories_under_faults_are_linearizable(trio: Playground, tmp_path: Pat
             fault()
 
     ran = run(trio, disturb, "faults", tmp_path)
-    assert ran.progressed() > 100
+    assert acknowledged(ran.history) > 100
 
 
 @pytest.mark.timeout(120)
@@ -98,6 +103,144 @@ def test_a_leader_whose_disk_is_full_gives_way(trio: Playground, tmp_path: Path)
 
         run(trio, disturb, "disk", tmp_path)
     converged(trio)
+
+
+DEPLOYED = """\
+services:
+  a:
+    image: test:1
+    command: ["sh", "-c", 'trap "exit 0" TERM; : {generation}; while :; do sleep 3600 & wait $!; done']
+    deploy:
+      replicas: 6
+      update_config: {{parallelism: 0}}
+      restart_policy: {{delay: 0s}}
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_deploy_converges_though_the_leader_is_killed_in_the_middle(trio: Playground) -> None:
+    """A deploy through a follower's manager, during which the leader is killed, ends converged by itself."""
+    chance = random.Random("deploys")
+    for generation in range(1, 4):
+        leader = trio.leader()
+        follower = next(node for node in (1, 2, 3) if node != leader)
+        deploy = subprocess.Popen(
+            [ORCH, "deploy", "--name", "shop", "--timeout", "60s", trio.file(DEPLOYED.format(generation=generation))],
+            env={**os.environ, "ORCH_HOST": f"unix://{trio.place(follower).manager_socket}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(chance.uniform(0.3, 1.0))  # anywhere between the request and the last container's start
+        trio.kill("manager", leader)
+        stdout, stderr = deploy.communicate(timeout=80)
+        assert "Traceback" not in stderr
+        if deploy.returncode != 0:
+            # Only where the answer was lost with the leader may the person have to repeat it.
+            assert "outcome" in stderr, (stdout, stderr)
+            trio.orch("deploy", "--name", "shop", trio.file(DEPLOYED.format(generation=generation)), node=follower)
+        tasks = trio.wait_running("shop_a", 6, limit_s=40)
+        assert {task.slot for task in tasks} == set(range(1, 7))
+        assert all(f": {generation};" in task.spec.container.args[-1] for task in tasks)
+    trio.orch("stack", "rm", "shop")
+
+
+def kill_leaders_while_writing(playground: Playground, kills: int, run_name: str, folder: Path) -> None:
+    """Kills leader after leader; every write that was acknowledged is there at the end."""
+    history = History()
+
+    def disturb() -> None:
+        for _ in range(kills):
+            before = acknowledged(history)
+            wait_for(lambda before=before: acknowledged(history) > before, "an acknowledged write")  # type: ignore[misc]
+            playground.kill("manager", playground.leader())
+
+    run(playground, disturb, run_name, folder, history)
+
+
+@pytest.mark.timeout(120)
+def test_leaders_killed_in_a_row_lose_nothing(trio: Playground, tmp_path: Path) -> None:
+    """Of six leaders, each killed after its first acknowledged write, none takes an acknowledged write along."""
+    kill_leaders_while_writing(trio, 6, "row", tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_a_hundred_leaders_killed_in_a_row_lose_nothing(trio: Playground, tmp_path: Path) -> None:
+    """The same for a hundred."""
+    kill_leaders_while_writing(trio, 100, "hundred", tmp_path)
+
+
+@pytest.mark.timeout(180)
+def test_every_manager_is_replaced_under_load(trio: Playground, tmp_path: Path) -> None:
+    """Each manager is demoted, leaves, and joins anew while clients write: none of their writes fails.
+
+    Before a manager goes, the one that went before it is back as a worker and promoted.
+    """
+
+    def replace_all() -> None:
+        for node in (1, 2, 3):
+            replace_manager(trio, node)
+
+    before = raft_members(trio)
+    ran = run(trio, replace_all, "replaced", tmp_path)
+    after = raft_members(trio)
+    assert len(after) == 3
+    assert not before & after, "each manager is another member now"
+    assert acknowledged(ran.history) > 50
+    # Only a manager that is being removed may turn clients away, and then says so.
+    refused = [reason for reason in ran.history.refused if "nobody listens" not in reason]
+    assert all("was removed from the cluster" in reason for reason in refused), ran.history.refused
+
+
+def replace_manager(playground: Playground, node: int) -> None:
+    """Demotes a manager, has its node leave, removes it, and lets it join again as a worker that is promoted."""
+    place = playground.place(node)
+    other = 1 + node % 3
+    name = place.hostname
+    old_id = node_ids(playground)[name]
+    playground.orch("node", "demote", name, node=other)
+    wait_for(lambda: not processes_of_part(place, "manager"), f"the end of the manager of {name}", 30)
+    # It may be told to leave once its certificate says that it is a worker.
+    leave = (str(ORCH), "cluster", "leave")
+    wait_for(lambda: playground.run_on(node, *leave, ok=False).status == 0, f"the leave of {name}", 30)
+    wait_for(
+        lambda: playground.orch("node", "rm", "--force", old_id, node=other, ok=False).status == 0,
+        f"the removal of {name}",
+        40,
+    )
+    token = playground.orch("cluster", "token", "worker", "-q", node=other).stdout.strip()
+    address = str(playground.place(other).address)
+    playground.run_on(node, str(ORCH), "cluster", "join", "--token", token, address)
+    playground.orch("node", "promote", name, node=other)
+    wait_for(lambda: name in voters(playground, other), f"the vote of {name}", 40)
+
+
+def node_ids(playground: Playground) -> dict[str, str]:
+    """Ids of the nodes, by host name."""
+    found = [one.node for one in playground.objects(types_pb2.OBJECT_KIND_NODE)]
+    return {node.description.hostname: node.id for node in found}
+
+
+def cluster_info(playground: Playground, node: int) -> control_pb2.ClusterInfoResponse | None:
+    """What a manager says of the cluster; None while it does not answer."""
+    with grpc.insecure_channel(f"unix:{playground.place(node).manager_socket}") as channel:
+        try:
+            return control_pb2_grpc.ControlStub(channel).ClusterInfo(control_pb2.ClusterInfoRequest(), timeout=5)
+        except grpc.RpcError:
+            return None
+
+
+def voters(playground: Playground, node: int) -> set[str]:
+    """Host names of the managers that vote, by what one of them says."""
+    info = cluster_info(playground, node)
+    return {one.hostname for one in info.members if not one.learner} if info is not None else set()
+
+
+def raft_members(playground: Playground) -> set[int]:
+    """The raft ids of the managers."""
+    info = wait_for(lambda: cluster_info(playground, 1), "an answer")
+    return {one.raft_id for one in info.members}
 
 
 @pytest.mark.long
