@@ -51,7 +51,7 @@ class Result:
     stderr: str
 
 
-def wait_for(condition: Callable[[], T], what: str, limit_s: float = 20.0) -> T:
+def wait_for(condition: Callable[[], T | None], what: str, limit_s: float = 20.0) -> T:
     """Polls until a condition is true and returns its value; fails with what it was last."""
     deadline = time.monotonic() + limit_s
     while True:
@@ -125,10 +125,7 @@ class Playground:
 
     def playground(self, verb: str, *words: str, ok: bool = True) -> Result:
         """`orch playground VERB` for this playground."""
-        options, command = words, ()
-        if "--" in words:
-            options, command = words[: words.index("--")], words[words.index("--") :]
-        return self.orch("playground", verb, "--name", self.name, *options, *command, ok=ok)
+        return self.orch("playground", verb, "--name", self.name, *words, ok=ok)
 
     def up(self, *options: str) -> None:
         size = ("--managers", str(self.managers), "--workers", str(self.workers))
@@ -150,24 +147,37 @@ class Playground:
 
     # ---- the control API -------------------------------------------------------------------------
 
-    def objects(self, kind: types_pb2.ObjectKind) -> list[objects_pb2.Object]:
+    def objects(self, kind: types_pb2.ObjectKind.ValueType) -> list[objects_pb2.Object]:
         """All objects of a kind; asked again while a manager that was killed comes back."""
+        request = control_pb2.ListRequest(kind=kind)
+        return list(self._ask_any(lambda stub: stub.List(request, timeout=5)).objects)
 
-        def ask() -> control_pb2.ListResponse | None:
-            answers = (self._ask(node, kind) for node in self.nodes[: self.managers])
+    def info(self) -> control_pb2.ClusterInfoResponse:
+        """What a manager that has a majority says of the cluster and of its managers."""
+
+        def question(stub: control_pb2_grpc.ControlStub) -> control_pb2.ClusterInfoResponse:
+            # Unlike this, ClusterInfo is answered without a majority as well.
+            stub.List(control_pb2.ListRequest(kind=types_pb2.OBJECT_KIND_CLUSTER), timeout=5)
+            return stub.ClusterInfo(control_pb2.ClusterInfoRequest(), timeout=5)
+
+        return self._ask_any(question)
+
+    def _ask_any(self, question: Callable[[control_pb2_grpc.ControlStub], T]) -> T:
+        """The answer of the first manager that has one."""
+
+        def ask() -> T | None:
+            answers = (self._ask(node, question) for node in self.nodes)
             return next((answer for answer in answers if answer is not None), None)
 
-        return list(wait_for(ask, "an answer of a manager").objects)
+        return wait_for(ask, "an answer of a manager")
 
     @staticmethod
-    def _ask(node: NodePlace, kind: types_pb2.ObjectKind.ValueType) -> control_pb2.ListResponse | None:
+    def _ask(node: NodePlace, question: Callable[[control_pb2_grpc.ControlStub], T]) -> T | None:
         if not node.manager_socket.exists():
             return None
         with grpc.insecure_channel(f"unix:{node.manager_socket}") as channel:
             try:
-                return control_pb2_grpc.ControlStub(channel).List(
-                    control_pb2.ListRequest(kind=kind), timeout=5, wait_for_ready=False
-                )
+                return question(control_pb2_grpc.ControlStub(channel))
             except grpc.RpcError as error:
                 if error.code() not in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}:
                     raise
@@ -250,16 +260,13 @@ class Playground:
 
     def leader(self) -> int:
         """The number of the node whose manager leads, by what a majority's managers say."""
-        return wait_for(self._leader, "a leader")
-
-    def _leader(self) -> int | None:
         by_name = {node.hostname: node.number for node in self.nodes}
-        for asked in self.nodes:
-            found = self._ask(asked, types_pb2.OBJECT_KIND_NODE)
-            for one in found.objects if found is not None else ():
-                if one.node.manager.leader:
-                    return by_name[one.node.description.hostname]
-        return None
+
+        def find() -> int | None:
+            leaders = [member.hostname for member in self.info().members if member.leader]
+            return by_name[leaders[0]] if leaders else None
+
+        return wait_for(find, "a leader")
 
     def calm(self, limit_s: float = 40.0) -> None:
         """Ends all faults, starts what is off, and waits until every node is ready."""
@@ -269,10 +276,9 @@ class Playground:
         self.start()
 
         def all_ready() -> bool:
-            nodes = [one.node for one in self.objects(types_pb2.OBJECT_KIND_NODE)]
-            ready = [one for one in nodes if one.status.state == objects_pb2.NODE_STATE_READY]
-            managers = [one for one in ready if one.manager.reachability == objects_pb2.REACHABILITY_REACHABLE]
-            return len(ready) == len(self.nodes) and len(managers) >= self.managers
+            info = self.info()
+            voters = [one for one in info.members if one.reachable and not one.learner]
+            return info.nodes_by_state["ready"] == len(self.nodes) and len(voters) >= self.managers
 
         wait_for(all_ready, "all nodes ready", limit_s)
 

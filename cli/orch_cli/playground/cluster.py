@@ -111,17 +111,24 @@ async def _list(node: NodePlace, kind: types_pb2.ObjectKind.ValueType) -> list[o
             return list(answer.objects)
 
 
+async def _info(node: NodePlace) -> control_pb2.ClusterInfoResponse:
+    with rpc_errors(f"ask the manager of {node.hostname}"):
+        async with unix_channel(node.manager_socket) as channel:
+            stub: control_pb2_grpc.ControlAsyncStub = control_pb2_grpc.ControlStub(channel)
+            return await stub.ClusterInfo(control_pb2.ClusterInfoRequest(), timeout=_CALL_LIMIT_S)
+
+
 async def _wait_until_ready(found: Record, asked: NodePlace) -> None:
     deadline = time.monotonic() + _READY_LIMIT_S
     why = "no node has registered"
     while time.monotonic() < deadline:
         try:
-            nodes = await list_nodes(asked)
+            state = await _info(asked)
         except OrchError as error:
             why = str(error)
         else:
-            ready = sum(node.status.state == objects_pb2.NODE_STATE_READY for node in nodes)
-            managers = sum(node.manager.reachability == objects_pb2.REACHABILITY_REACHABLE for node in nodes)
+            ready = state.nodes_by_state["ready"]
+            managers = sum(member.reachable and not member.learner for member in state.members)
             if ready >= found.layout.node_count and managers >= found.managers:
                 return
             why = f"{ready} of {found.layout.node_count} nodes are ready, {managers} of {found.managers} managers"
