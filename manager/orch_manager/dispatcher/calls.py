@@ -28,6 +28,11 @@ class NodeCalls:
         nodes = (node for node in self._hub.store.all(Node) if node.status.state == NodeState.NODE_STATE_READY)
         return [node for node in nodes if node.id in self._hub.sessions]
 
+    def awaited_nodes(self) -> list[Node]:
+        """The nodes that are thought to be up, and have not attached to this leader yet."""
+        nodes = (node for node in self._hub.store.all(Node) if node.status.state == NodeState.NODE_STATE_READY)
+        return [node for node in nodes if node.id not in self._hub.sessions]
+
     async def ask(self, node_id: str, call: NodeCall) -> NodeCallResult:
         """Puts a question to a node.
 

@@ -30,7 +30,8 @@ _Context = Any
 Local = Callable[[bytes, _Context], Awaitable[bytes]]
 #: In the trailing metadata of a refusal: the manager that was asked does not lead, and has done nothing.
 NOT_LEADING: Final = "orch-not-leading"
-_PAUSE_S: Final = 0.02
+_FIRST_PAUSE_S: Final = 0.01
+_LAST_PAUSE_S: Final = 0.2
 #: How long a leader that leads no longer has for an answer that is under way.
 _LAST_WORD_S: Final = 1.0
 
@@ -78,9 +79,9 @@ class Forwarder:
             OutcomeUnknown: the connection to the leader broke under a write.
         """
         until_s = asyncio.get_running_loop().time() + _bounded(self._wait_s, context.time_remaining())
-        failed = ""
+        pause_s = _FIRST_PAUSE_S
         while True:
-            found = await self._leader.wait(until_s, besides=failed)
+            found = await self._leader.wait(until_s)
             if found is None:
                 raise self._leader.nobody_leads(_what(method))
             try:
@@ -88,9 +89,10 @@ class Forwarder:
                     return await local(request, context)
                 return await self._ask(method, found.address, request, context)
             except (NotLeading, _NothingDone) as error:
-                _log.debug("leader moved", method=method.path, address=found.address, reason=error)
-                failed = found.address if isinstance(error, _NothingDone) else ""
-                await asyncio.sleep(_PAUSE_S)
+                # It has died, has not begun to act yet, or leads no longer and we have not heard of it.
+                _log.debug("no leader there", method=method.path, address=found.address, reason=error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, _LAST_PAUSE_S)
 
     async def _ask(self, method: Method, address: str, request: bytes, context: _Context) -> bytes:
         self._on_call(method.path)

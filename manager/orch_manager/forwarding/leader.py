@@ -72,26 +72,19 @@ class Leader:
         """Addresses of all managers: what agents are told."""
         return [member.address for member in self._status().members if member.address]
 
-    async def wait(self, until_s: float, *, besides: str = "") -> Whereabouts | None:
-        """Where the leader is, as soon as that is known.
-
-        Args:
-            until_s: monotonic time (of the event loop) to wait until.
-            besides: an address that did not work: wait for another one, or for a change.
-        """
+    async def wait(self, until_s: float) -> Whereabouts | None:
+        """Where the leader is, as soon as that is known; None when it is not by `until_s`, in the event loop's time."""
         loop = asyncio.get_running_loop()
-        while True:
+        while loop.time() < until_s:
             changed, found = self._changed, self.where()
-            if found is not None and (found.here or found.address != besides):
+            if found is not None:
                 return found
             try:
                 async with asyncio.timeout_at(until_s):
                     await changed.wait()
             except TimeoutError:
                 return None
-            if loop.time() >= until_s:
-                return None
-            besides = ""
+        return None
 
     async def moved_from(self, address: str) -> None:
         """Returns once somebody else leads than the manager at an address."""
@@ -103,6 +96,10 @@ class Leader:
 
     def nobody_leads(self, what: str) -> Unavailable:
         """The error of a call that needs a leader while there is none."""
+        found = self.where()
+        if found is not None:
+            why = f"the leader ({found.address or 'this manager'}) does not answer; nothing was changed"
+            return Unavailable(what, why, "try again soon, and look at the managers with orch cluster info")
         voters = len(self._status().members)
         needed = f"more than half of the {voters} managers must reach each other" if voters > 1 else "it is starting"
         return Unavailable(

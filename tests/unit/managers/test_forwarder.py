@@ -166,7 +166,7 @@ def test_a_call_that_did_nothing_follows_the_leader() -> None:
 
 @pytest.mark.parametrize("how", ["breaks", "is cut off"])
 def test_a_write_whose_leader_goes_away_is_of_unknown_outcome(how: str) -> None:
-    """A write under way on a leader that dies, or is cut off, ends as "outcome unknown"; a read asks the next leader."""
+    """A write on a leader that dies, or is cut off, ends as "outcome unknown"; a read asks the next leader."""
 
     async def story() -> None:
         begun, never = asyncio.Event(), asyncio.Event()

@@ -11,7 +11,7 @@ from orch_manager.dispatcher.calls import NodeCalls
 from orch_proto.node_pb2 import ImageInspectCall, ImageSummary, NodeCall
 from orch_rpc.errors import FailedPrecondition, Unavailable
 
-#: How long a deploy waits for the first node to attach, as after a restart of the manager.
+#: How long a deploy waits for nodes to attach, as after a restart of the manager, or a change of leader.
 _ATTACH_WAIT_S: Final = 5.0
 _POLL_S: Final = 0.02
 
@@ -42,9 +42,16 @@ async def look_up(calls: NodeCalls, references: Iterable[str], *, what: str, kep
     wanted = sorted(set(references) - kept.keys())
     if not wanted:
         return facts
+    until_s = asyncio.get_running_loop().time() + _ATTACH_WAIT_S
     await _wait_for_nodes(calls, what)
-    found = await asyncio.gather(*(_find(calls, reference) for reference in wanted))
-    missing = [reference for reference, images in zip(wanted, found, strict=True) if not images]
+    while True:
+        # Those that are on their way to a new leader may have what the others lack.
+        all_asked = not calls.awaited_nodes()
+        found = await asyncio.gather(*(_find(calls, reference) for reference in wanted))
+        missing = [reference for reference, images in zip(wanted, found, strict=True) if not images]
+        if not missing or all_asked or asyncio.get_running_loop().time() >= until_s:
+            break
+        await asyncio.sleep(_POLL_S)
     if missing:
         names = ", ".join(missing)
         todo = f"build it with orch image build -t {missing[0]} FOLDER, or bring it with orch image load"
