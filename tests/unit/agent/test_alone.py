@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orch_agent.runtime import ContainerExit
+from orch_agent.runtime import ContainerExit, ContainerView
 from orch_agent.task.controller import now_ms
 from orch_agent.task.record import Records
 from orch_agent.worker import alone, worker
@@ -240,7 +240,7 @@ def test_what_was_replaced_alone_outlives_the_agent(tmp_path: Path) -> None:
             else:
                 node.worker.controllers[made].container_ended(ContainerExit(143, False, now_ms()))  # noqa: FBT003
 
-    there: dict[str, object] = {}
+    there: dict[str, ContainerView] = {}
     made = ""
 
     async def scenario() -> None:
