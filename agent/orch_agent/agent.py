@@ -57,7 +57,11 @@ class Places:
 
 
 class NodeEvents(Protocol):
-    """What the leader says of the node rather than of its tasks."""
+    """What the leader says of the node rather than of its tasks; and who the node is."""
+
+    @property
+    def certificate_ends_unix_ms(self) -> int:
+        """When the node's certificate ends."""
 
     def node_changed(self, node: objects.Node) -> None:
         """The node's own object, as it is now."""
@@ -278,6 +282,7 @@ class Agent:
             controllers=lambda: self.worker.controllers,
             stats=self._stats,
             facts=lambda: self._session.facts,
+            certificate_ends_unix_ms=lambda: self._events.certificate_ends_unix_ms,
             network=self._network_link,
         )
 

@@ -152,5 +152,5 @@ def describe(member: Member) -> daemon.NodeInfoResponse:
         manager_socket=str(member.manager_socket) if member.is_manager else "",
         manager_running=member.manager is not None and member.manager.running,
         session_connected=connected,
-        error=failure or member.agent.last_error,
+        error=" ".join((failure or member.agent.last_error).split()),
     )

@@ -98,7 +98,12 @@ class Member:
     @property
     def has_expired(self) -> bool:
         """Whether the certificate is past its end: nobody speaks to this node any more."""
-        return self.identity.facts.not_after_unix_ms <= time.time_ns() // 1_000_000
+        return self.certificate_ends_unix_ms <= time.time_ns() // 1_000_000
+
+    @property
+    def certificate_ends_unix_ms(self) -> int:
+        """When the certificate ends."""
+        return self.identity.facts.not_after_unix_ms
 
     @property
     def manager_socket(self) -> Path:

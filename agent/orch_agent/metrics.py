@@ -94,6 +94,7 @@ class NodeCollector(Collector):
         controllers: the node's tasks.
         stats: containers' counters.
         facts: the session.
+        certificate_ends_unix_ms: when the node's certificate ends.
         network: link to the network process.
     """
 
@@ -104,12 +105,14 @@ class NodeCollector(Collector):
         controllers: Callable[[], dict[str, TaskController]],
         stats: StatsReader,
         facts: Callable[[], SessionFacts],
+        certificate_ends_unix_ms: Callable[[], int],
         network: PacketLink,
     ) -> None:
         self._loop = loop
         self._controllers = controllers
         self._stats = stats
         self._facts = facts
+        self._certificate_ends_unix_ms = certificate_ends_unix_ms
         self._network = network
 
     def collect(self) -> Iterator[Metric]:
@@ -121,6 +124,8 @@ class NodeCollector(Collector):
         facts = self._facts()
         yield _gauge("orch_agent_session_connected", "1 while the node has a session", int(facts.connected))
         yield _counter("orch_agent_sessions", "Sessions begun", facts.sessions)
+        ends_s = self._certificate_ends_unix_ms() / 1000
+        yield _gauge("orch_certificate_expiry_timestamp_seconds", "When the node's certificate ends", ends_s)
         yield from self._tasks()
         try:
             gathered = asyncio.run_coroutine_threadsafe(self._gather(), self._loop)

@@ -209,9 +209,7 @@ class Manager:
                 channels=channels,
                 own_address=str(self._options.advertise_address or ""),
             )
-            service = RaftService(
-                engine, transport, caller_node_id=lambda _context: current_call().caller.id, calls=handler
-            )
+            service = RaftService(engine, transport, caller_node_id=_sending_node_id, calls=handler)
             add_RaftServicer_to_server(service, server)
 
     async def _serve(self, stop: asyncio.Event) -> None:
@@ -315,3 +313,9 @@ class Manager:
                 _log.info("leads", term=change.term)
                 self.leading.start()
                 self.leader.changed(acts_here=True)
+
+
+def _sending_node_id(_context: object) -> str:
+    """The node at the other end: consensus messages are never forwarded, whatever their metadata say."""
+    caller = current_call().caller
+    return caller.forwarded_by or caller.id

@@ -9,3 +9,5 @@ and a peer that cannot do 1.3 is refused in the handshake, by clients and server
 import os
 
 os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-PSK-AES128-CBC-SHA"
+# Refused handshakes are told by orch itself, with what to do; grpc's own lines about them would only stand between.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
