@@ -15,6 +15,8 @@ EXIT_STATE_UNUSABLE: Final = 3
 EXIT_LOCKED: Final = 4
 #: It is no member any more: the cluster removed it.
 EXIT_REMOVED: Final = 5
+#: Deaths of a process that was just started after which those who wait for it are told.
+MOST_EARLY_DEATHS: Final = 4
 _UNLOCK_KEY_FILE: Final = "unlock.key"
 
 
@@ -110,6 +112,16 @@ class ManagerChild:
         if self._child.last_status == EXIT_REMOVED:
             return "the cluster removed this manager: orch cluster leave --force, then join again"
         return self._child.failure
+
+    @property
+    def why_not_running(self) -> str:
+        """Why nobody should wait for it any longer: it was left dead, or dies again and again; empty otherwise."""
+        if self.failure or self._child.restarts < MOST_EARLY_DEATHS:
+            return self.failure
+        status = self._child.last_status
+        return (
+            f"the manager process ended {self._child.restarts} times, last with exit status {status}; its log says why"
+        )
 
     def has_begun(self) -> None:
         """The manager has its state: from now on it is started without what the beginning needed."""

@@ -140,14 +140,18 @@ class Member:
             Unavailable: it did not come about in time.
         """
         deadline = asyncio.get_running_loop().time() + READY_WAIT_S
+        seen = False
         while not self.agent.session_connected:
-            failure = self.manager.failure if self.manager is not None else ""
+            failure = self.manager.why_not_running if self.manager is not None else ""
             if failure or asyncio.get_running_loop().time() > deadline:
                 raise Unavailable(
                     what,
                     failure or self.agent.last_error or f"nothing was heard of a manager in {READY_WAIT_S:g} s",
                     "look at orchd's log, and at orch node info in a moment",
                 )
+            if not seen and self.is_manager and self.manager_socket.exists():
+                seen = True
+                self.agent.turn_to_managers_now()
             await asyncio.sleep(READY_POLL_S)
         if self.manager is not None:
             self.manager.has_begun()
@@ -160,7 +164,7 @@ class Member:
         """
         deadline = asyncio.get_running_loop().time() + READY_WAIT_S
         while not (self.manager is not None and self.manager.running and self.manager_socket.exists()):
-            failure = self.manager.failure if self.manager is not None else "this node is no manager any more"
+            failure = self.manager.why_not_running if self.manager is not None else "this node is no manager any more"
             if failure or asyncio.get_running_loop().time() > deadline:
                 why = failure or f"it did not come up in {READY_WAIT_S:g} s"
                 raise Unavailable(what, why, "look at orchd's log, and at orch node info")
