@@ -4,12 +4,13 @@ Usage: python tests/bench/raft_etcd.py [--rounds N] [--seconds S] [--failovers N
 
 Three members of each, separate processes on loopback, mutual TLS between them, values of 480 bytes, synced writes. The
 rounds of the two are interleaved; each figure is the median of the rounds. orch's proposals are made in the leader's
-process, as its own loops make them; etcd's come from `h2load` (nghttp2-client), a client in C that costs less than etcd's own,
-over one TLS connection to the leader. Needs `etcd`, `etcdctl` and `h2load` on the PATH (apt: etcd-server, etcd-client, nghttp2-client).
+process, as its own loops make them; etcd's come from `h2load`, a client in C that costs less than etcd's own, over one
+TLS connection to the leader. Needs `etcd`, `etcdctl` and `h2load` (apt: etcd-server, etcd-client, nghttp2-client).
 """
 
 import argparse
 import asyncio
+import ipaddress
 import json
 import os
 import re
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from asyncio.subprocess import PIPE, Process
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +157,8 @@ def put_request() -> bytes:
 
 def make_etcd_certificates(folder: Path) -> None:
     """A root, and one certificate for servers and clients: etcd asks for the address in it."""
-    now = __import__("datetime").datetime.now(__import__("datetime").UTC)
-    day = __import__("datetime").timedelta(days=1)
+    now = datetime.now(UTC)
+    day = timedelta(days=1)
     keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "bench")])
 
@@ -172,8 +174,6 @@ def make_etcd_certificates(folder: Path) -> None:
             .not_valid_after(now + day)
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
         )
-
-    import ipaddress  # noqa: PLC0415
 
     root = builder(keys[0], ca=True).sign(keys[0], hashes.SHA256())
     usages = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
@@ -268,7 +268,7 @@ class Etcd:
     async def load(self, writers: int, seconds: float) -> tuple[float, float, float]:
         """Rate, mean (twice: h2load tells no percentiles) in ms."""
         process = await asyncio.create_subprocess_exec(
-            *("h2load", f"-D{seconds:g}", "--warm-up-time=300ms", "-c1", "-t1", f"-m{writers}"),
+            *("h2load", f"-D{round(seconds * 1000)}ms", "--warm-up-time=300ms", "-c1", "-t1", f"-m{writers}"),
             *("-d", str(self._folder / "put"), "-H", "content-type: application/grpc", "-H", "te: trailers"),
             f"https://127.0.0.1:{self._client_ports[self.leader]}/etcdserverpb.KV/Put",
             stdout=PIPE,
@@ -341,7 +341,10 @@ async def compare_rates(folder: Path, rounds: int, seconds: float) -> None:
     finally:
         await orch.stop()
         await etcd.stop()
-    print(f"{'in flight':>9} {'orch /s':>9} {'p50 ms':>7} {'p99 ms':>7} {'etcd /s':>9} {'mean ms':>8} {'ratio':>6} {'wanted':>7}")
+    print(
+        f"{'in flight':>9} {'orch /s':>9} {'p50 ms':>7} {'p99 ms':>7} {'etcd /s':>9} {'mean ms':>8} "
+        f"{'ratio':>6} {'wanted':>7}"
+    )
     for writers in WRITERS:
         ours, theirs = (
             [statistics.median(each[column] for each in figures[name, writers]) for column in range(3)]
@@ -376,7 +379,9 @@ async def compare_failovers(folder: Path, trials: int) -> None:
         await orch.stop()
         await etcd.stop()
     for name, found_s in times_s.items():
-        print(f"failover {name}: min {min(found_s):.2f} median {statistics.median(found_s):.2f} max {max(found_s):.2f} s")
+        print(
+            f"failover {name}: min {min(found_s):.2f} median {statistics.median(found_s):.2f} max {max(found_s):.2f} s"
+        )
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 Usage: python tests/bench/raft_member.py FOLDER RAFT_ID PORT HEARTBEAT_MS ELECTION_MS
 
-FOLDER holds `raft-RAFT_ID` (founded or prepared) and `identity-RAFT_ID`. Whenever this member comes to lead it writes one entry
-and says when that was committed, by the clock that all processes of the host share.
+FOLDER holds `raft-RAFT_ID` (founded or prepared) and `identity-RAFT_ID`. Whenever this member comes to lead it writes
+one entry and says when that was committed, by the clock that all processes of the host share.
 """
 
 import asyncio
@@ -30,14 +30,14 @@ TIMEOUT_S = 20.0
 class NoState:
     """A state machine that keeps nothing, so that consensus alone is measured."""
 
-    def apply(self, index: int, term: int, data: bytes) -> object:
+    def apply(self, _index: int, _term: int, _data: bytes) -> object:
         """Do nothing."""
 
     def snapshot(self) -> SnapshotWriter:
         """Write nothing."""
         return lambda _stream: None
 
-    def restore(self, stream: Any) -> SnapshotInstaller:
+    def restore(self, _stream: Any) -> SnapshotInstaller:
         """Restore nothing."""
         return lambda: None
 
@@ -54,7 +54,7 @@ async def add(member: TlsMember, raft_id: int, address: str) -> None:
     engine = member.engine
     await engine.change_membership(MembershipChange(MembershipAction.ADD_LEARNER, other), timeout_s=TIMEOUT_S)
     async with asyncio.timeout(TIMEOUT_S):
-        while not all(peer.caught_up for peer in engine.status().peers):
+        while not all(peer.caught_up for peer in engine.status().peers):  # noqa: ASYNC110  # nothing tells of it
             await asyncio.sleep(0.01)
     await engine.change_membership(MembershipChange(MembershipAction.PROMOTE, other), timeout_s=TIMEOUT_S)
     say(added=raft_id)
@@ -101,23 +101,12 @@ async def main(folder: Path, raft_id: int, port: int, heartbeat_ms: int, electio
     leadership = asyncio.create_task(tell_leadership(member))
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    profile: Any = None
-    if os.environ.get("PROFILE"):
-        import cProfile  # noqa: PLC0415  # costs time
-
-        profile = cProfile.Profile()
     while line := await reader.readline():
         command = json.loads(line)
         if "add" in command:
             await add(member, command["add"], command["address"])
         else:
-            if profile and command["load"] == int(os.environ["PROFILE"]):
-                profile.enable()
             await load(member, command["load"], command["seconds"])
-            if profile and command["load"] == int(os.environ["PROFILE"]):
-                profile.disable()
-    if profile:
-        profile.dump_stats(str(folder.parent / f"profile-{raft_id}"))
     leadership.cancel()
     await member.stop()
 
