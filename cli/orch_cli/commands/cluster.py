@@ -139,7 +139,9 @@ def _managers(info: ClusterInfoResponse) -> str:
     away = sum(1 for member in voters if not member.reachable)
     if away and info.leader_node_id:
         text += f" ({away} cannot be reached)"
-    return f"{text}, {info.tolerates or 'none'}{' more' if away else ''} may be lost"
+    if away:
+        return f"{text}, {info.tolerates or 'no'} more may be lost"
+    return f"{text}, {info.tolerates or 'none'} may be lost"
 
 
 def _standing(member: RaftMemberStatus) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -17,13 +18,16 @@ from orch_manager.dispatcher.calls import NodeCalls
 from orch_manager.faults import told_as
 from orch_manager.store.store import Store
 from orch_proto import control_pb2 as control
+from orch_proto import defaults
 from orch_proto.control_pb2_grpc import ControlServicer
 from orch_proto.node_pb2 import LogLines, RelayOutput
 from orch_proto.objects_pb2 import Node
 from orch_rpc.authorization import current_call
 from orch_rpc.callers import CallerKind
+from orch_rpc.errors import Unavailable
 
 _Context = Any
+_BARRIER_S: Final = defaults.LEADER_WAIT_MS / 1000
 #: Metadata: with "1" the answer may be out of date, and is given even while there is no leader.
 STALE_KEY: Final = "orch-stale"
 
@@ -59,9 +63,16 @@ class ControlService(ControlServicer):
 
     async def _barrier(self, *, stale: bool) -> None:
         """Makes the reads that follow linearizable, unless the caller does not want that."""
-        if not stale:
-            with told_as("cannot read the cluster's state"):
-                await self._store.read_barrier()
+        if stale:
+            return
+        what = "cannot read the cluster's state"
+        try:
+            async with asyncio.timeout(_BARRIER_S):
+                with told_as(what):
+                    await self._store.read_barrier()
+        except TimeoutError as error:
+            todo = "try again soon; `orch --stale ...` shows what this manager knows, which may be out of date"
+            raise Unavailable(what, "no leader confirmed that it would be current", todo) from error
 
     # ---- stacks --------------------------------------------------------------------------------------
 
