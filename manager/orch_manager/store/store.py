@@ -23,7 +23,7 @@ from orch_manager.store.transaction import Overlay, Transaction
 from orch_manager.store.watch import ChangeFeed, ChangeSignal, Watch
 from orch_proto.defaults import PROPOSAL_TIMEOUT_MS, TRANSACTION_BYTES, TRANSACTION_CHANGES, WATCH_QUEUE_EVENTS
 from orch_raft.engine import Engine, StateMachine
-from orch_raft.errors import EngineStopped, OutcomeUnknown, ProposalError
+from orch_raft.errors import EngineStopped, NotLeader, OutcomeUnknown, ProposalError
 
 _logger = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -304,8 +304,8 @@ class Store:
         while not self._stopping:
             try:
                 await self.engine.propose(b"", timeout_s=PROPOSAL_TIMEOUT_MS / 1000)
-            except EngineStopped:
-                return
+            except (EngineStopped, NotLeader):
+                return  # a member leads, and takes proposals, only after it has applied its whole log
             except ProposalError as error:
                 _logger.warning("store waits for a write of unknown outcome to settle: %s", error)
                 while self._waiting:
