@@ -19,7 +19,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from orch_manager.ca.roots import issue_to_node, trusted_roots
 from orch_manager.store.errors import StoreError
@@ -30,15 +29,13 @@ from orch_proto.objects_pb2 import Cluster, Node
 from orch_proto.specs_pb2 import NodeRole
 from orch_raft.engine import Member
 from orch_raft.errors import RaftError
+from orch_raft.recovery import TERMS_AHEAD
 from orch_raft.storage import found_cluster
 from orch_rpc.addresses import parse_address
 from orch_rpc.backups import Backup, read_backup
 from orch_rpc.certificates import new_key, new_request
 from orch_rpc.errors import InvalidArgument, OrchError
 from orch_rpc.identity import Identity, IdentityStore
-
-#: Agents obey no leader of an older term than they have seen, and elections may have followed the backup.
-TERMS_AHEAD: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)

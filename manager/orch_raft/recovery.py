@@ -17,6 +17,9 @@ from orch_raft.membership import Membership, decode_change, encode_change
 from orch_raft.storage import RecoveredState, open_storage
 
 _logger = logging.getLogger(__name__)
+#: Agents obey no leader of an older term than one they have obeyed, and the lost managers may have held elections that
+#: this one never heard of: what goes on alone leaves all of them behind.
+TERMS_AHEAD = 1 << 20
 
 
 def force_new_cluster(
@@ -74,7 +77,7 @@ def _membership_at_the_end(recovered: RecoveredState) -> Membership:
 def _ending(recovered: RecoveredState, own_id: int, changes: list[MembershipChange]) -> tuple[list[Entry], HardState]:
     last = recovered.log.entries[-1] if recovered.log.entries else None
     last_index = max(recovered.snapshot.index, last.index if last else 0)
-    term = 1 + max(recovered.log.hard_state.term, recovered.snapshot.term, last.term if last else 0)
+    term = TERMS_AHEAD + max(recovered.log.hard_state.term, recovered.snapshot.term, last.term if last else 0)
     entries = [
         Entry(last_index + position, term, EntryKind.MEMBERSHIP, encode_change(change))
         for position, change in enumerate(changes, start=1)

@@ -352,13 +352,10 @@ class RestoreClusterRequest(_message.Message):
     ADVERTISE_ADDRESS_FIELD_NUMBER: _builtins.int
     LISTEN_ADDRESS_FIELD_NUMBER: _builtins.int
     DATA_PATH_ADDRESS_FIELD_NUMBER: _builtins.int
-    PASSPHRASE_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     advertise_address: _builtins.str
     listen_address: _builtins.str
     data_path_address: _builtins.str
-    passphrase: _builtins.str
-    """Needed when the backup was sealed with a passphrase."""
     data: _builtins.bytes
     def __init__(
         self,
@@ -366,12 +363,11 @@ class RestoreClusterRequest(_message.Message):
         advertise_address: _builtins.str = ...,
         listen_address: _builtins.str = ...,
         data_path_address: _builtins.str = ...,
-        passphrase: _builtins.str = ...,
         data: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertise_address", b"advertise_address", "data", b"data", "data_path_address", b"data_path_address", "listen_address", b"listen_address", "passphrase", b"passphrase"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertise_address", b"advertise_address", "data", b"data", "data_path_address", b"data_path_address", "listen_address", b"listen_address"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

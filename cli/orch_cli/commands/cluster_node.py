@@ -108,7 +108,7 @@ async def _run_recover(arguments: argparse.Namespace) -> int:
         with calling("recover the cluster"):
             answer = await stub.RecoverCluster(RecoverClusterRequest(), timeout=_LONG_CALL_S)
     print(f"Cluster {answer.cluster_id} goes on with this node ({answer.node_id}) as its only manager.")
-    print("Managers that were lost must not come back: on each, orch cluster leave --force; then join or promote anew.")
+    print("Lost managers that come back are managers no more: orch node demote NODE, then orch node promote NODE.")
     return EXIT_OK
 
 
