@@ -42,6 +42,8 @@ def test_an_agent_without_its_manager_restarts_what_fails_and_reports_it(clean: 
         assert kept.is_alive()
     finally:
         os.kill(manager.pid, signal.SIGCONT)
+    # Until the node is heard again the manager shows what it last knew.
+    wait_for(lambda: first.id not in {task.id for task in clean.running("alone_a")}, "the manager to hear of it", 30)
     after = {task.slot: task for task in clean.wait_running("alone_a", 2)}
     assert after[second.slot].id == second.id
     made = after[first.slot]
