@@ -278,11 +278,9 @@ class StateCollector:
         for suffrage in Suffrage:
             total.add_metric([suffrage.value], sum(1 for each in members if each.member.suffrage is suffrage))
         yield total
-        if not self._store.engine.status().peers:
-            return
         match = GaugeMetricFamily("orch_raft_peer_match_index", "Last index on a manager's disk.", labels=["peer"])
         reach = GaugeMetricFamily("orch_raft_peer_reachable", "1 when the leader hears a manager.", labels=["peer"])
-        for each in members:
+        for each in members if self._store.engine.status().peers else ():
             match.add_metric([each.member.node_id], each.match)
             reach.add_metric([each.member.node_id], float(each.reachable))
         yield match
