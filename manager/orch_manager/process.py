@@ -28,6 +28,7 @@ from orch_manager.dispatcher.service import DispatcherService
 from orch_manager.forwarding.forwarder import Forwarder
 from orch_manager.forwarding.interceptor import ForwardingInterceptor
 from orch_manager.forwarding.leader import Leader
+from orch_manager.forwarding.vouching import Voucher
 from orch_manager.founding import write_founding_objects
 from orch_manager.leading import Leading
 from orch_manager.members.changes import Changes
@@ -185,7 +186,8 @@ class Manager:
         interceptors: list[object] = [Authorization(policy)]
         if self._channels is not None:
             forwarder = Forwarder(self.leader, self._channels, on_call=self.metrics.call_forwarded)
-            interceptors.insert(0, ForwardingInterceptor(self.leader, forwarder))
+            voucher = Voucher(self.store.engine.status, self.store.read_barrier)
+            interceptors.insert(0, ForwardingInterceptor(self.leader, forwarder, voucher))
         return Servers(
             Listening(self._options.run_dir / SOCKET_NAME, self._options.listen_address, identity),
             all_servicers=self._add_all,

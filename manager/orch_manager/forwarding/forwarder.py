@@ -80,10 +80,11 @@ class Forwarder:
         """
         until_s = asyncio.get_running_loop().time() + _bounded(self._wait_s, context.time_remaining())
         pause_s = _FIRST_PAUSE_S
+        last_failure = ""
         while True:
             found = await self._leader.wait(until_s)
             if found is None:
-                raise self._leader.nobody_leads(_what(method))
+                raise self._leader.nobody_leads(_what(method), last_failure)
             try:
                 if found.here:
                     return await local(request, context)
@@ -91,6 +92,7 @@ class Forwarder:
             except (NotLeading, _NothingDone) as error:
                 # It has died, has not begun to act yet, or leads no longer and we have not heard of it.
                 _log.debug("no leader there", method=method.path, address=found.address, reason=error)
+                last_failure = " ".join(str(error).split())
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, _LAST_PAUSE_S)
 

@@ -16,7 +16,9 @@ from orch_manager.faults import NotLeading
 from orch_manager.forwarding.forwarder import NOT_LEADING, Forwarder
 from orch_manager.forwarding.leader import Leader
 from orch_manager.forwarding.methods import METHODS, Method, Place
+from orch_manager.forwarding.vouching import Voucher
 from orch_rpc.callers import FORWARDED_CALLER_KEY
+from orch_rpc.servers import with_behaviour
 
 # The stubs make the class generic, the library does not.
 if TYPE_CHECKING:
@@ -32,11 +34,13 @@ class ForwardingInterceptor(_Interceptor):
     Args:
         leader: knows who leads.
         forwarder: carries.
+        voucher: looks after what is answered here as leader.
     """
 
-    def __init__(self, leader: Leader, forwarder: Forwarder) -> None:
+    def __init__(self, leader: Leader, forwarder: Forwarder, voucher: Voucher) -> None:
         self._leader = leader
         self._forwarder = forwarder
+        self._voucher = voucher
 
     async def intercept_service(
         self,
@@ -48,6 +52,8 @@ class ForwardingInterceptor(_Interceptor):
         method = METHODS.get(str(handler_call_details.method))
         if local is None or method is None or method.place is Place.HERE:
             return local
+        if method.vouched:
+            local = with_behaviour(local, lambda behaviour: self._voucher.vouched(method, behaviour))
         if any(key == FORWARDED_CALLER_KEY for key, _ in handler_call_details.invocation_metadata or ()):
             # Carried here as to the leader: it is not carried on, or two managers could play ball with it.
             return local if method.streams and self._leader.acts_here else _refusing(local, method, self._leader)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from orch_manager.clock import Clock
 from orch_raft.engine import EngineStatus, Role
 from orch_rpc.errors import Unavailable
+
+#: A leader may be known by its id alone; its address then comes with a log entry, of which no change of leaders tells.
+_LOOK_AGAIN_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +79,11 @@ class Leader:
     async def wait(self, until_s: float) -> Whereabouts | None:
         """Where the leader is, as soon as that is known; None when it is not by `until_s`, in the event loop's time."""
         loop = asyncio.get_running_loop()
-        while loop.time() < until_s:
+        while True:
             changed, found = self._changed, self.where()
-            if found is not None:
+            if found is not None or loop.time() >= until_s:
                 return found
-            try:
-                async with asyncio.timeout_at(until_s):
-                    await changed.wait()
-            except TimeoutError:
-                return None
-        return None
+            await self._wait_for(changed, until_s)
 
     async def moved_from(self, address: str) -> None:
         """Returns once somebody else leads than the manager at an address."""
@@ -92,13 +91,28 @@ class Leader:
             changed, found = self._changed, self.where()
             if found is not None and (found.here or found.address != address):
                 return
-            await changed.wait()
+            await self._wait_for(changed)
 
-    def nobody_leads(self, what: str) -> Unavailable:
-        """The error of a call that needs a leader while there is none."""
+    async def _wait_for(self, changed: asyncio.Event, until_s: float | None = None) -> None:
+        """Returns when it is worth looking again."""
+        look_again_s = asyncio.get_running_loop().time() + _LOOK_AGAIN_S
+        try:
+            async with asyncio.timeout_at(look_again_s if until_s is None else min(look_again_s, until_s)):
+                await changed.wait()
+        except TimeoutError:
+            pass
+
+    def nobody_leads(self, what: str, last_failure: str = "") -> Unavailable:
+        """The error of a call that needs a leader while there is none.
+
+        Args:
+            what: the first part of the message.
+            last_failure: why the last manager that was taken for the leader did not answer.
+        """
         found = self.where()
         if found is not None:
-            why = f"the leader ({found.address or 'this manager'}) does not answer; nothing was changed"
+            reason = f" ({last_failure})" if last_failure else ""
+            why = f"the leader ({found.address or 'this manager'}) does not answer{reason}; nothing was changed"
             return Unavailable(what, why, "try again soon, and look at the managers with orch cluster info")
         voters = len(self._status().members)
         needed = f"more than half of the {voters} managers must reach each other" if voters > 1 else "it is starting"

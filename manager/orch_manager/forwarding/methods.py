@@ -32,6 +32,7 @@ class Method:
         path: as gRPC calls it: "/orch.v1.Control/Get".
         place: who answers it.
         repeatable: it changes nothing, so that a call whose connection broke may be made again.
+        vouched: an answer for which nothing was written tells of the leader's state, which must not be old.
         request_type: class of what goes in.
         answer_type: class of what comes out.
         streams: more than one message in one of the directions.
@@ -40,6 +41,7 @@ class Method:
     path: str
     place: Place
     repeatable: bool
+    vouched: bool
     request_type: type[Message]
     answer_type: type[Message]
     streams: bool
@@ -85,6 +87,12 @@ _LEADER_WRITES: Final = (
 )
 
 
+#: What they answer is not of the store: it is of nodes, whose sessions the leader has, or of the managers themselves.
+_NOT_OF_THE_STORE: Final = frozenset(
+    ("Control/Logs", "Control/CallNodes", "Control/Exec", "Control/SendToNode", "Raft/Join", "Raft/Leave")
+)
+
+
 def _methods_of_the_contract() -> dict[str, MethodDescriptor]:
     return {
         f"{service.name}/{method.name}": method
@@ -109,6 +117,7 @@ def _table() -> dict[str, Method]:
                 path,
                 place,
                 repeatable,
+                place is Place.LEADER and name not in _NOT_OF_THE_STORE,
                 message_factory.GetMessageClass(described.input_type),
                 message_factory.GetMessageClass(described.output_type),
                 bool(described.client_streaming or described.server_streaming),

@@ -11,7 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, TypeVar
 
 from orch_manager.store.changes import FRAME_BYTES, Event, apply_transaction, decode_entry, encode_entry
@@ -21,6 +21,7 @@ from orch_manager.store.snapshot import read_snapshot, snapshot_writer
 from orch_manager.store.tables import Reader, State
 from orch_manager.store.transaction import Overlay, Transaction
 from orch_manager.store.watch import ChangeFeed, ChangeSignal, Watch
+from orch_manager.store.writes import note_write
 from orch_proto.defaults import PROPOSAL_TIMEOUT_MS, TRANSACTION_BYTES, TRANSACTION_CHANGES, WATCH_QUEUE_EVENTS
 from orch_raft.engine import Engine, StateMachine
 from orch_raft.errors import EngineStopped, NotLeader, OutcomeUnknown, ProposalError
@@ -48,16 +49,34 @@ class _Update:
     reason: str
     done: asyncio.Future[Any]
     result: Any = None
+    wrote: bool = False
 
 
 @dataclass(slots=True)
 class _Batch:
-    """Updates that share a log entry."""
+    """Updates that share a log entry.
 
-    updates: list[_Update]
-    transactions: list[bytes]
+    Attributes:
+        updates: those that write, one for each of the `transactions`.
+        transactions: what they write, as it goes into the log.
+        answers: of those that ran after one of these and write nothing. They saw what is not committed yet, so they
+            are told when it is.
+        size_bytes: of the transactions.
+        changes: how many objects they change.
+    """
+
+    updates: list[_Update] = field(default_factory=list)
+    transactions: list[bytes] = field(default_factory=list)
+    answers: list[tuple[_Update, Any, Exception | None]] = field(default_factory=list)
     size_bytes: int = 0
     changes: int = 0
+
+    def answer(self, update: _Update, result: Any, error: Exception | None = None) -> None:
+        """Tells an update that writes nothing its result or its error, as soon as that rests on what is committed."""
+        if self.transactions:
+            self.answers.append((update, result, error))
+        else:
+            _tell(update, result, error)
 
 
 class Store:
@@ -215,6 +234,8 @@ class Store:
             result: R = await update.done
         finally:
             timer.cancel()
+        if update.wrote:
+            note_write()
         return result
 
     def _expire(self, update: _Update, timeout_s: float) -> None:
@@ -239,7 +260,7 @@ class Store:
         """Run the functions that wait, until they fill an entry."""
         overlay = Overlay(self._state)
         now_unix_ms = self._clock_unix_ms()
-        batch = _Batch([], [])
+        batch = _Batch()
         until_s = time.monotonic() + _BATCH_BUDGET_S
         while self._waiting and batch.changes < TRANSACTION_CHANGES and time.monotonic() < until_s:
             update = self._waiting[0]
@@ -257,7 +278,7 @@ class Store:
                 raise TypeError("a function given to the store must not be async: it runs at one moment of the state")  # noqa: TRY301  # one place undoes and tells
             changes = transaction.changes
             if not changes.changes:
-                _succeed(update, result)
+                batch.answer(update, result)
                 return True
             changes.reason = update.reason
             changes.proposed_at_unix_ms = transaction.now_unix_ms
@@ -267,7 +288,7 @@ class Store:
                 raise TransactionTooLarge(size_bytes, TRANSACTION_BYTES)  # noqa: TRY301  # one place undoes and tells
         except Exception as error:
             transaction.roll_back()
-            _fail(update, error)
+            batch.answer(update, None, error)
             return True
         if batch.size_bytes + size_bytes > TRANSACTION_BYTES:
             return False  # the overlay ends with the batch, and these changes with it
@@ -286,14 +307,25 @@ class Store:
             for update in batch.updates:
                 _fail(update, error)
             if isinstance(error, OutcomeUnknown):
+                self._run_again(batch)
                 await self._settle()
+            for update, _, _ in batch.answers:
+                _fail(update, error)
             return
         assert isinstance(applied.result, tuple)
         for update, refusal in zip(batch.updates, applied.result, strict=True):
-            if refusal is None:
-                _succeed(update, update.result)
-            else:
-                _fail(update, refusal)
+            update.wrote = refusal is None
+            _tell(update, update.result, refusal)
+        if any(refusal is not None for refusal in applied.result):
+            self._run_again(batch)
+        for update, result, refusal in batch.answers:
+            _tell(update, result, refusal)
+
+    def _run_again(self, batch: _Batch) -> None:
+        """Runs again, when the state is settled, what wrote nothing and rested on what may not have been written."""
+        for update, _, _ in reversed(batch.answers):
+            self._waiting.appendleft(update)
+        batch.answers.clear()
 
     async def _settle(self) -> None:
         """After a write of unknown outcome, wait until it is applied or can never be.
@@ -351,8 +383,10 @@ class Store:
         return install
 
 
-def _succeed(update: _Update, result: Any) -> None:
-    if not update.done.done():
+def _tell(update: _Update, result: Any, error: BaseException | None) -> None:
+    if error is not None:
+        _fail(update, error)
+    elif not update.done.done():
         update.done.set_result(result)
 
 

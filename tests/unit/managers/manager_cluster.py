@@ -54,6 +54,19 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str, *, within_s
     raise AssertionError(f"not in {within_s:g} s: {what} {last}")
 
 
+async def write(stub: ControlStub, name: str) -> None:
+    """Makes a config."""
+    spec = ConfigSpec(annotations=Annotations(name=name), data=b"x")
+    with rpc_errors("write"):
+        await stub.Create(control.CreateRequest(spec=control.Spec(config=spec)), timeout=15)
+
+
+async def remove(stub: ControlStub, name: str) -> None:
+    """Removes a config."""
+    with rpc_errors("remove"):
+        await stub.Remove(control.RemoveRequest(kind=ObjectKind.OBJECT_KIND_CONFIG, reference=name), timeout=15)
+
+
 class ManagerNode:
     """One manager process and its folders."""
 
@@ -132,10 +145,13 @@ class ManagerNode:
 
     async def write(self, name: str) -> None:
         """Makes a config."""
-        spec = ConfigSpec(annotations=Annotations(name=name), data=b"x")
         async with self.control() as stub:
-            with rpc_errors("write"):
-                await stub.Create(control.CreateRequest(spec=control.Spec(config=spec)), timeout=15)
+            await write(stub, name)
+
+    async def remove(self, name: str) -> None:
+        """Removes a config."""
+        async with self.control() as stub:
+            await remove(stub, name)
 
     async def names(self, *, stale: bool = False) -> set[str]:
         """Names of the configs, as seen here."""

@@ -31,6 +31,10 @@ class Engine:
         self.members = (Member(1, "self", "127.0.0.1:1"), *(Member(n, "", a) for n, a in enumerate(addresses, 2)))
         self.leader_id: int | None = None
 
+    def knows(self, address: str) -> None:
+        """An entry of the log tells of one more."""
+        self.members = (*self.members, Member(len(self.members) + 1, "", address))
+
     def status(self) -> EngineStatus:
         role = Role.LEADER if self.leader_id == 1 else Role.FOLLOWER
         return EngineStatus(1, role, 5, self.leader_id, 0, 0, 0, 0, 0, self.members)
@@ -211,5 +215,25 @@ def test_without_a_leader_the_caller_is_told_after_a_moment() -> None:
         with pytest.raises(Unavailable, match=r"no leader for \d+ s .*nothing was changed; .*orch --stale") as caught:
             await scene.ask()
         assert isinstance(caught.value, OrchError)
+
+    run(story)
+
+
+def test_a_leader_whose_address_comes_late_is_found() -> None:
+    """A leader that joined anew is known by its id first: the call waits for its address, and no longer."""
+
+    async def story() -> None:
+        async def behave(_request: bytes, _context: Any) -> bytes:
+            return b"answer"
+
+        server, address = await serve(behave)
+        scene = Scene(wait_s=20.0)
+        scene.leads(2)
+        asked = asyncio.create_task(scene.ask())
+        await asyncio.sleep(0.01)
+        assert not asked.done()
+        scene.engine.knows(address)
+        assert await asked == b"answer"
+        await server.stop(None)
 
     run(story)

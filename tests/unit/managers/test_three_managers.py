@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from pathlib import Path
 
 import pytest
 
 from orch_proto.specs_pb2 import NodeRole
-from orch_rpc.errors import FailedPrecondition, Unavailable
-from unit.managers.manager_cluster import ManagerNode, managers, told, until
+from orch_rpc.errors import AlreadyExists, FailedPrecondition, Unavailable
+from unit.managers.manager_cluster import ManagerNode, managers, remove, told, until, write
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -131,3 +132,40 @@ def test_a_demotion_that_would_lose_the_quorum_is_refused(tmp_path: Path) -> Non
 
 async def _has(node: ManagerNode, names: set[str]) -> bool:
     return names <= await node.names()
+
+
+def test_a_leader_that_was_replaced_while_it_slept_refuses_nothing_from_its_old_state(tmp_path: Path) -> None:
+    """What others created and removed while a leader was stopped counts for the first calls that it then answers."""
+
+    async def story() -> None:
+        async with managers(tmp_path, 3) as cluster:
+            await cluster.nodes[0].write("gone")
+            await cluster.nodes[0].write("kept")
+            sleeper = await cluster.leader()
+            other = next(node for node in cluster.nodes if node is not sleeper)
+            assert sleeper.process is not None
+            async with sleeper.control() as stub:
+                await write(stub, "connected")
+                sleeper.process.send_signal(signal.SIGSTOP)
+                try:
+                    await until(lambda: _written(other, "new"), "another leads")
+                    await other.remove("gone")
+                    # They lie in its socket when it wakes, before it hears of the new term.
+                    asked = (write(stub, "gone"), remove(stub, "new"), write(stub, "kept"))
+                    calls = [asyncio.create_task(each) for each in asked]
+                    await asyncio.sleep(0.3)
+                finally:
+                    sleeper.process.send_signal(signal.SIGCONT)
+                created, removed, refused = await asyncio.gather(*calls, return_exceptions=True)
+            assert created is None
+            assert removed is None
+            assert isinstance(refused, AlreadyExists)
+            assert await other.names() == {"gone", "kept", "connected"}
+
+    asyncio.run(story())
+
+
+async def _written(node: ManagerNode, name: str) -> bool:
+    with contextlib.suppress(AlreadyExists):
+        await node.write(name)
+    return True

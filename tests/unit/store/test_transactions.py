@@ -16,8 +16,9 @@ from orch_manager.store.errors import (
 )
 from orch_manager.store.store import Store
 from orch_manager.store.transaction import Transaction
+from orch_manager.store.writes import observed_writes
 from orch_proto.objects_pb2 import Config, Network, Node, Secret, Service, Stack, Task
-from orch_raft.errors import EngineStopped, OutcomeUnknown
+from orch_raft.errors import EngineStopped, NotLeader, OutcomeUnknown
 from unit.store.conftest import StoreBench
 from unit.store.objects import create, move, service, task
 
@@ -439,5 +440,69 @@ def test_a_transaction_that_was_overtaken_is_refused(bench: StoreBench) -> None:
         await asyncio.gather(*lost)
         assert [each.id for each in store.find(Task, node_id="n1")] == ["t1"]
         assert store.get(Task, "t2") is None, "half of a refused transaction was written"
+
+    bench.run(body)
+
+
+def test_a_refusal_that_rests_on_a_write_waits_until_that_is_committed(bench: StoreBench) -> None:
+    """Who is refused because of a write of the same batch is told so only when that write is there for good."""
+
+    async def body(store: Store) -> None:
+        propose, held = store.engine.propose, asyncio.Event()
+
+        async def slow(data: bytes, *, timeout_s: float) -> object:
+            await held.wait()
+            return await propose(data, timeout_s=timeout_s)
+
+        store.engine.propose = slow  # type: ignore[method-assign,assignment]  # a slow disk, seen from above
+        first = asyncio.create_task(store.update(create(task("t1")), reason="test"))
+        second = asyncio.create_task(store.update(create(task("t1")), reason="test"))
+        await asyncio.sleep(0.05)
+        assert not second.done()
+        held.set()
+        await first
+        with pytest.raises(AlreadyExists):
+            await second
+
+    bench.run(body)
+
+
+def test_a_refusal_that_rests_on_a_write_that_was_lost_is_thought_over(bench: StoreBench) -> None:
+    """Who is refused because of a write that is never made is run again; without a leader nothing is claimed."""
+
+    async def body(store: Store) -> None:
+        propose = store.engine.propose
+        errors = [OutcomeUnknown("the test says so"), NotLeader(None, 1)]
+
+        async def losing(data: bytes, *, timeout_s: float) -> object:
+            store.engine.propose = propose  # type: ignore[method-assign]  # only this once
+            raise errors.pop(0)
+
+        store.engine.propose = losing  # type: ignore[method-assign,assignment]  # an entry that is lost
+        both = (store.update(create(task("t1")), reason="test") for _ in range(2))
+        first, second = await asyncio.gather(*both, return_exceptions=True)
+        assert isinstance(first, OutcomeUnknown)
+        assert second is None
+        assert store.get(Task, "t1") is not None
+        store.engine.propose = losing  # type: ignore[method-assign,assignment]  # an entry that is lost
+        both = (store.update(create(task("t2")), reason="test") for _ in range(2))
+        assert [type(each) for each in await asyncio.gather(*both, return_exceptions=True)] == [NotLeader, NotLeader]
+
+    bench.run(body)
+
+
+def test_whether_a_call_wrote_is_told(bench: StoreBench) -> None:
+    """A call knows whether anything was written for it, also by a task that it made."""
+
+    async def body(store: Store) -> None:
+        with observed_writes() as writes:
+            await store.update(lambda tx: tx.get(Task, "t1"), reason="test")
+            assert not writes.any
+            await asyncio.gather(store.update(create(task("t1")), reason="test"))
+            assert writes.any
+        with observed_writes() as writes:
+            with pytest.raises(AlreadyExists):
+                await store.update(create(task("t1")), reason="test")
+            assert not writes.any
 
     bench.run(body)

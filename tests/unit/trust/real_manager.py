@@ -62,6 +62,11 @@ def _free_ports() -> int:
     raise AssertionError("no two free ports beside each other")
 
 
+def _listens(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((host, port)) == 0
+
+
 class RealManager:
     """`python -m orch_manager` with an identity."""
 
@@ -92,9 +97,8 @@ class RealManager:
         while True:
             assert self._process.returncode is None, self.log.read_text()
             assert time.monotonic() < deadline, "the manager did not listen in time"
-            with socket.socket() as probe:
-                if probe.connect_ex((self.address.host, self.address.port + 1)) == 0:
-                    return
+            if all(_listens(self.address.host, port) for port in (self.address.port, self.address.port + 1)):
+                return
             await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
