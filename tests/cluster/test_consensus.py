@@ -112,7 +112,7 @@ services:
     command: ["sh", "-c", 'trap "exit 0" TERM; : {generation}; while :; do sleep 3600 & wait $!; done']
     deploy:
       replicas: 6
-      update_config: {{parallelism: 0}}
+      update_config: {{parallelism: 0, monitor: 1s}}
       restart_policy: {{delay: 0s}}
 """
 

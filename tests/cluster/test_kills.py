@@ -33,7 +33,7 @@ services:
     ports: ["{port}:8080"]
     deploy:
       replicas: {replicas}
-      update_config: {{parallelism: 0}}
+      update_config: {{parallelism: 0, monitor: 1s}}
       restart_policy: {{delay: 0s}}
 """
 
