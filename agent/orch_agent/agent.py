@@ -216,6 +216,10 @@ class Agent:
             await asyncio.sleep(0.02)
         return []
 
+    async def say_farewell(self) -> None:
+        """See `Session.say_farewell`."""
+        await self._session.say_farewell()
+
     async def remove_kernel_state(self, *, force: bool) -> list[str]:
         """Ends the network process with all it made, then the supervisor and the keeper; returns notes on failures."""
         notes = []

@@ -32,6 +32,8 @@ log = logs.get("member")
 KEEPER_CHECK_S = 1.0
 READY_WAIT_S = 20.0
 READY_POLL_S = 0.01
+#: The new certificate of a manager that was demoted comes within this time, when the cluster is well.
+DEMOTION_WAIT_S = 10.0
 _ROLES = {
     specs.NODE_ROLE_MANAGER: CertificateRole.MANAGER,
     specs.NODE_ROLE_WORKER: CertificateRole.WORKER,
@@ -172,6 +174,14 @@ class Member:
         self.manager.has_begun()
         self.agent.turn_to_managers_now()
 
+    async def ceases_to_be_manager(self) -> bool:
+        """Whether this node is no manager any more, or not in a moment: its new certificate may be on its way."""
+        deadline = asyncio.get_running_loop().time() + DEMOTION_WAIT_S
+        while True:
+            if not self.is_manager or asyncio.get_running_loop().time() > deadline:
+                return not self.is_manager
+            await asyncio.sleep(READY_POLL_S)
+
     async def stop(self) -> None:
         """Ends agent and manager; containers and their keeper stay as they are."""
         lives, self._lives = self._lives, []
@@ -187,6 +197,7 @@ class Member:
     async def take_down(self) -> list[str]:
         """Ends tasks, network, runtime and manager, and removes what they kept, but volumes and images."""
         notes = await self.agent.stop_all_tasks()
+        await self.agent.say_farewell()
         notes += await self.agent.remove_kernel_state(force=True)
         await self.stop()
         for folder in ("manager", "logs", "snapshots", "uploads"):

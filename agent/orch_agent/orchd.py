@@ -193,7 +193,12 @@ class Orchd:
             member = self._in_cluster("cannot leave")
             notes = []
             if member.is_manager:
-                notes += await step_down(self._places.manager_socket, member.membership, force=force)
+                try:
+                    notes += await step_down(self._places.manager_socket, member.membership, force=force)
+                except Unavailable:
+                    # Its manager does not answer: perhaps as the node was demoted this moment.
+                    if not await member.ceases_to_be_manager():
+                        raise
             notes += await member.take_down()
             self._member = None
             self._bootstrap.unlink(missing_ok=True)

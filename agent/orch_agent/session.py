@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,6 +29,7 @@ log = logs.get("session")
 MAX_OUTGOING = 256
 ATTACH_WAIT_S = 3.0  # a manager that is cut off refuses nothing, it just does not answer
 MOST_REDIRECTS = 3  # in a row: two managers that each take the other for the leader must not keep an agent busy
+FAREWELL_WAIT_S = 2.0
 SILENT_PERIODS = 2.5  # heartbeats that a manager may leave unanswered
 _Stream = grpc.aio.StreamStreamCall[dispatcher.AgentMessage, dispatcher.ManagerMessage]
 
@@ -108,6 +110,8 @@ class Session:
         self._period_ms = defaults.HEARTBEAT_PERIOD_MS
         self._heard_at_s = 0.0
         self._try_now = asyncio.Event()
+        self._leaves = asyncio.Event()
+        self._over = asyncio.Event()
         self.facts = SessionFacts()
 
     def describe_again(self) -> None:
@@ -118,12 +122,27 @@ class Session:
         """Something changed that makes an attempt worth while: the pause under way ends."""
         self._try_now.set()
 
+    async def say_farewell(self) -> None:
+        """Tells the manager that this node leaves, and waits a moment until it knows; then there are no more sessions.
+
+        Without a session nobody is told: the manager then finds out by itself, as of a node that died.
+        """
+        self._leaves.set()
+        if self.facts.connected:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FAREWELL_WAIT_S):
+                    await self._over.wait()
+
     async def run(self) -> None:
         """Attaches, serves, and attaches again after each loss; goes to the leader at once when told who leads."""
+        await self._run_sessions()
+        self._over.set()
+
+    async def _run_sessions(self) -> None:
         delay_ms = defaults.AGENT_BACKOFF_FIRST_MS
         loop = asyncio.get_running_loop()
         redirected = 0
-        while True:
+        while not self._leaves.is_set():
             began, address = loop.time(), self._managers.next()
             leader = ""
             try:
@@ -215,6 +234,7 @@ class Session:
                 group.create_task(self._beat(outgoing)),
                 group.create_task(self._send_statuses(outgoing)),
                 group.create_task(self._send_descriptions(outgoing)),
+                group.create_task(self._send_farewell(outgoing)),
             ]
             relays: set[asyncio.Task[None]] = set()
             while isinstance(message := await stream.read(), dispatcher.ManagerMessage):
@@ -280,6 +300,10 @@ class Session:
             if now != last:
                 await outgoing.put(dispatcher.AgentMessage(description=now))
                 last = now
+
+    async def _send_farewell(self, outgoing: asyncio.Queue[dispatcher.AgentMessage]) -> None:
+        await self._leaves.wait()
+        await outgoing.put(dispatcher.AgentMessage(leaving=dispatcher.Leaving()))
 
     async def _answer(self, call: node_calls.NodeCall, outgoing: asyncio.Queue[dispatcher.AgentMessage]) -> None:
         await outgoing.put(dispatcher.AgentMessage(call_result=await self._handler.call(call)))

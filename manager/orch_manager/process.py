@@ -287,9 +287,14 @@ class Manager:
                 clusters = self.store.all(Cluster)
                 wanted = present_key(clusters) or None
                 if clusters and wanted != sealed_with:
+                    rotated = bool(wanted and sealed_with)
                     await engine.set_unlock_key(wanted)
                     sealed_with = wanted
                     _log.info("data keys sealed" if wanted else "data keys unsealed", node=self._options.node_id)
+                    if rotated:
+                        # Whoever had the old unlock key and a copy of the disk has the old data key.
+                        await engine.change_data_key()
+                        _log.info("data key changed", node=self._options.node_id)
                 await signal.wait(_SEAL_CHECK_S)
 
     async def _ask_leader(self, address: str) -> ClusterInfoResponse:

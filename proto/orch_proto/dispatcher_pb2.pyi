@@ -69,6 +69,7 @@ class AgentMessage(_message.Message):
     STATUSES_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     CALL_RESULT_FIELD_NUMBER: _builtins.int
+    LEAVING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def open(self) -> Global___SessionOpen: ...
     @_builtins.property
@@ -79,6 +80,8 @@ class AgentMessage(_message.Message):
     def description(self) -> _objects_pb2.NodeDescription: ...
     @_builtins.property
     def call_result(self) -> _node_pb2.NodeCallResult: ...
+    @_builtins.property
+    def leaving(self) -> Global___Leaving: ...
     def __init__(
         self,
         *,
@@ -87,16 +90,34 @@ class AgentMessage(_message.Message):
         statuses: Global___StatusBatch | None = ...,
         description: _objects_pb2.NodeDescription | None = ...,
         call_result: _node_pb2.NodeCallResult | None = ...,
+        leaving: Global___Leaving | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["call_result", b"call_result", "description", b"description", "heartbeat", b"heartbeat", "message", b"message", "open", b"open", "statuses", b"statuses"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call_result", b"call_result", "description", b"description", "heartbeat", b"heartbeat", "leaving", b"leaving", "message", b"message", "open", b"open", "statuses", b"statuses"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_result", b"call_result", "description", b"description", "heartbeat", b"heartbeat", "message", b"message", "open", b"open", "statuses", b"statuses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_result", b"call_result", "description", b"description", "heartbeat", b"heartbeat", "leaving", b"leaving", "message", b"message", "open", b"open", "statuses", b"statuses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "heartbeat", "statuses", "description", "call_result"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["open", "heartbeat", "statuses", "description", "call_result", "leaving"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___AgentMessage: _TypeAlias = AgentMessage  # noqa: Y015
+
+@_typing.final
+class Leaving(_message.Message):
+    """The node leaves the cluster, and has ended its tasks: it is DOWN at once, and the manager ends the session."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Leaving: _TypeAlias = Leaving  # noqa: Y015
 
 @_typing.final
 class SessionOpen(_message.Message):

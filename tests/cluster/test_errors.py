@@ -72,7 +72,7 @@ def test_too_little_memory_is_explained(clean: Playground) -> None:
 def test_no_room_now_is_explained(clean: Playground) -> None:
     """A service for which other reservations leave no room waits; the deploy ends with 4 and says what is missing."""
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 3 // 5
-    text = BASE + f"    deploy: {{resources: {{reservations: {{memory: {free}b}}}}}}\n"
+    text = BASE + f"    init: true\n    deploy: {{resources: {{reservations: {{memory: {free}b}}}}}}\n"
     clean.deploy("first", text)
     result = clean.deploy("second", text, ok=False)
     assert result.status == 4

@@ -199,6 +199,11 @@ class Hub:
             del self.sessions[session.node_id]
             _log.info("node detached", node=session.node_id, session=session.session_id)
 
+    async def left(self, session: Session) -> None:
+        """An agent said that its node leaves the cluster: nobody has to wait for heartbeats to know that it is gone."""
+        self.liveness.forget(session.node_id)
+        await self._mark_down([session.node_id], why="it left the cluster", reconnect=False)
+
     # ---- liveness ------------------------------------------------------------------------------------
 
     def heard(self, node_id: str) -> None:
@@ -211,7 +216,7 @@ class Hub:
             now_s = self.clock.monotonic_s()
             late = self.liveness.overdue(now_s)
             if late:
-                await self._mark_down(late)
+                await self._mark_down(late, why=f"no heartbeat for {self.liveness.grace_ms / 1000:g} s", reconnect=True)
             due_s = self.liveness.next_due_s()
             self._liveness_changed.clear()
             wait_s = None if due_s is None else max(0.01, due_s - self.clock.monotonic_s())
@@ -219,9 +224,7 @@ class Hub:
                 async with asyncio.timeout(wait_s):
                     await self._liveness_changed.wait()
 
-    async def _mark_down(self, node_ids: Sequence[str]) -> None:
-        why = f"no heartbeat for {self.liveness.grace_ms / 1000:g} s"
-
+    async def _mark_down(self, node_ids: Sequence[str], *, why: str, reconnect: bool) -> None:
         def write(transaction: Transaction) -> None:
             for node_id in node_ids:
                 if transaction.get(Node, node_id) is None or self.liveness.expects(node_id):
@@ -245,7 +248,7 @@ class Hub:
             _log.warning("node is down", node=node_id, reason=why)
             session = self.sessions.get(node_id)
             if session is not None:
-                session.end(why, reconnect=True)
+                session.end(why, reconnect=reconnect)
 
 
 def _concerns_node(old: Node, new: Node) -> bool:

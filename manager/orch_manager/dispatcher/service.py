@@ -114,6 +114,9 @@ class _Stream:
                     await self._hub.describe(node_id, message.description)
             elif kind == "call_result":
                 self._session.answered(message.call_result)
+            elif kind == "leaving":
+                await self._hub.left(self._session)
+                return
             elif kind == "open":
                 raise InvalidArgument(f"cannot serve node {node_id}", "the session is open already")
 

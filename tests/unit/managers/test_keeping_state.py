@@ -113,11 +113,13 @@ def test_a_locked_manager_starts_with_its_key_alone(tmp_path: Path) -> None:
         async with managers(tmp_path, 3) as cluster:
             await cluster.nodes[0].write("kept")
             first = await unlock_key(cluster.nodes[1], UnlockKeyAction.UNLOCK_KEY_ACTION_LOCK)
+            await until(lambda: _all_sealed(cluster.nodes, first), "all have sealed their keys")
             second = await unlock_key(cluster.nodes[2], UnlockKeyAction.UNLOCK_KEY_ACTION_ROTATE)
             assert first != second
             assert await unlock_key(cluster.nodes[0], UnlockKeyAction.UNLOCK_KEY_ACTION_SHOW) == second
 
             await until(lambda: _all_sealed(cluster.nodes, second), "all have sealed their keys with the second key")
+            await until(lambda: _data_keys_changed(cluster.nodes), "what a holder of the first key could read is gone")
             node = cluster.nodes[1]
             for key in ("", first):
                 await node.stop(signal.SIGKILL)
@@ -149,6 +151,10 @@ async def _all_sealed(nodes: list[ManagerNode], key: str) -> bool:
     except StateLocked:
         return False
     return True
+
+
+async def _data_keys_changed(nodes: list[ManagerNode]) -> bool:
+    return all("data key changed" in node.log for node in nodes)
 
 
 async def _none_sealed(nodes: list[ManagerNode]) -> bool:
