@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from orch_runtime.errors import ProtocolFailure, RuntimeFailure, from_wire
 from orch_runtime.names import (
+    EVENT_EXEC_STARTED,
     EVENT_EXIT,
     EVENT_OOM,
     MAX_EXEC_OUTPUT_BYTES,
@@ -22,9 +23,11 @@ from orch_runtime.names import (
     OP_CREATE,
     OP_DELETE,
     OP_EXEC,
+    OP_EXEC_SIGNAL,
     OP_KILL,
     OP_LIST,
     OP_PAUSE,
+    OP_PROCESSES,
     OP_RESUME,
     OP_RUN,
     OP_SHUTDOWN,
@@ -210,6 +213,7 @@ def failure_of(error: Mapping[str, Any]) -> RuntimeFailure:
 
 
 __all__ = [
+    "EVENT_EXEC_STARTED",
     "EVENT_EXIT",
     "EVENT_OOM",
     "MAX_EXEC_OUTPUT_BYTES",
@@ -217,9 +221,11 @@ __all__ = [
     "OP_CREATE",
     "OP_DELETE",
     "OP_EXEC",
+    "OP_EXEC_SIGNAL",
     "OP_KILL",
     "OP_LIST",
     "OP_PAUSE",
+    "OP_PROCESSES",
     "OP_RESUME",
     "OP_RUN",
     "OP_SHUTDOWN",

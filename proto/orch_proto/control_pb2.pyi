@@ -1342,19 +1342,25 @@ class ExecStart(_message.Message):
 
     TARGET_FIELD_NUMBER: _builtins.int
     CALL_FIELD_NUMBER: _builtins.int
+    TASK_CALL_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """Service, "service.slot" or task."""
     @_builtins.property
     def call(self) -> _node_pb2.ExecCall: ...
+    @_builtins.property
+    def task_call(self) -> _node_pb2.RelayCall:
+        """Another call about the task in place of `call`; the manager fills in the task's id."""
+
     def __init__(
         self,
         *,
         target: _builtins.str = ...,
         call: _node_pb2.ExecCall | None = ...,
+        task_call: _node_pb2.RelayCall | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "task_call", b"task_call"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "target", b"target", "task_call", b"task_call"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -233,7 +233,8 @@ class ControlServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Exec(self, request_iterator, context):
-        """Missing associated documentation comment in .proto file."""
+        """Also the other calls about one running task: copy, processes, pause, attach.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')

@@ -57,6 +57,7 @@ class ControlStub:
     """A small question to one node, or to every ready node."""
     Logs: _grpc.UnaryStreamMultiCallable[_control_pb2.LogsRequest, _node_pb2.LogLines]
     Exec: _grpc.StreamStreamMultiCallable[_control_pb2.ExecRequest, _node_pb2.RelayOutput]
+    """Also the other calls about one running task: copy, processes, pause, attach."""
     SendToNode: _grpc.StreamStreamMultiCallable[_control_pb2.SendToNodeRequest, _node_pb2.RelayOutput]
     """Image load, import and build: the call, then its data."""
 
@@ -86,6 +87,7 @@ class ControlAsyncStub(ControlStub):
     """A small question to one node, or to every ready node."""
     Logs: _aio.UnaryStreamMultiCallable[_control_pb2.LogsRequest, _node_pb2.LogLines]  # type: ignore[assignment]
     Exec: _aio.StreamStreamMultiCallable[_control_pb2.ExecRequest, _node_pb2.RelayOutput]  # type: ignore[assignment]
+    """Also the other calls about one running task: copy, processes, pause, attach."""
     SendToNode: _aio.StreamStreamMultiCallable[_control_pb2.SendToNodeRequest, _node_pb2.RelayOutput]  # type: ignore[assignment]
     """Image load, import and build: the call, then its data."""
 
@@ -213,7 +215,8 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         self,
         request_iterator: _MaybeAsyncIterator[_control_pb2.ExecRequest],
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_node_pb2.RelayOutput], _abc.AsyncIterator[_node_pb2.RelayOutput]]: ...
+    ) -> _typing.Union[_abc.Iterator[_node_pb2.RelayOutput], _abc.AsyncIterator[_node_pb2.RelayOutput]]:
+        """Also the other calls about one running task: copy, processes, pause, attach."""
 
     @_abc_1.abstractmethod
     def SendToNode(

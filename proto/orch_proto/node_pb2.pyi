@@ -877,14 +877,159 @@ class ImageBuildCall(_message.Message):
 Global___ImageBuildCall: _TypeAlias = ImageBuildCall  # noqa: Y015
 
 @_typing.final
+class CopyOutCall(_message.Message):
+    """The container's file or folder as a tar in data frames; its names begin with the last part of the path."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    FOLLOW_LINK_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    path: _builtins.str
+    follow_link: _builtins.bool
+    """Copy what a link at the end of the path points to, not the link."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        path: _builtins.str = ...,
+        follow_link: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow_link", b"follow_link", "path", b"path", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyOutCall: _TypeAlias = CopyOutCall  # noqa: Y015
+
+@_typing.final
+class CopyInCall(_message.Message):
+    """Followed by a tar in data frames, of one file or one folder, whose names begin with `source_name`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    SOURCE_NAME_FIELD_NUMBER: _builtins.int
+    CONTENTS_ONLY_FIELD_NUMBER: _builtins.int
+    SOURCE_IS_DIRECTORY_FIELD_NUMBER: _builtins.int
+    KEEP_OWNERS_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    path: _builtins.str
+    source_name: _builtins.str
+    """Empty: the tar's entries are put below `path`, which is a folder, as they are named."""
+    contents_only: _builtins.bool
+    """The entries below the folder, without the folder itself."""
+    source_is_directory: _builtins.bool
+    keep_owners: _builtins.bool
+    """Owners as in the tar; otherwise root's."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        path: _builtins.str = ...,
+        source_name: _builtins.str = ...,
+        contents_only: _builtins.bool = ...,
+        source_is_directory: _builtins.bool = ...,
+        keep_owners: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contents_only", b"contents_only", "keep_owners", b"keep_owners", "path", b"path", "source_is_directory", b"source_is_directory", "source_name", b"source_name", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyInCall: _TypeAlias = CopyInCall  # noqa: Y015
+
+@_typing.final
+class ProcessesCall(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProcessesCall: _TypeAlias = ProcessesCall  # noqa: Y015
+
+@_typing.final
+class PauseCall(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    paused: _builtins.bool
+    """Freeze, or go on."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        paused: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["paused", b"paused", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseCall: _TypeAlias = PauseCall  # noqa: Y015
+
+@_typing.final
+class AttachCall(_message.Message):
+    """Output from now on, until the task ends or the caller leaves."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachCall: _TypeAlias = AttachCall  # noqa: Y015
+
+@_typing.final
 class RelayCall(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    COPY_OUT_FIELD_NUMBER: _builtins.int
+    COPY_IN_FIELD_NUMBER: _builtins.int
+    PROCESSES_FIELD_NUMBER: _builtins.int
+    PAUSE_FIELD_NUMBER: _builtins.int
+    ATTACH_FIELD_NUMBER: _builtins.int
     LOGS_FIELD_NUMBER: _builtins.int
     EXEC_FIELD_NUMBER: _builtins.int
     IMAGE_LOAD_FIELD_NUMBER: _builtins.int
     IMAGE_IMPORT_FIELD_NUMBER: _builtins.int
     IMAGE_BUILD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def copy_out(self) -> Global___CopyOutCall: ...
+    @_builtins.property
+    def copy_in(self) -> Global___CopyInCall: ...
+    @_builtins.property
+    def processes(self) -> Global___ProcessesCall: ...
+    @_builtins.property
+    def pause(self) -> Global___PauseCall: ...
+    @_builtins.property
+    def attach(self) -> Global___AttachCall: ...
     @_builtins.property
     def logs(self) -> Global___LogsCall: ...
     @_builtins.property
@@ -898,17 +1043,22 @@ class RelayCall(_message.Message):
     def __init__(
         self,
         *,
+        copy_out: Global___CopyOutCall | None = ...,
+        copy_in: Global___CopyInCall | None = ...,
+        processes: Global___ProcessesCall | None = ...,
+        pause: Global___PauseCall | None = ...,
+        attach: Global___AttachCall | None = ...,
         logs: Global___LogsCall | None = ...,
         exec: Global___ExecCall | None = ...,
         image_load: Global___ImageLoadCall | None = ...,
         image_import: Global___ImageImportCall | None = ...,
         image_build: Global___ImageBuildCall | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "exec", b"exec", "image_build", b"image_build", "image_import", b"image_import", "image_load", b"image_load", "logs", b"logs"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "call", b"call", "copy_in", b"copy_in", "copy_out", b"copy_out", "exec", b"exec", "image_build", b"image_build", "image_import", b"image_import", "image_load", b"image_load", "logs", b"logs", "pause", b"pause", "processes", b"processes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "exec", b"exec", "image_build", b"image_build", "image_import", b"image_import", "image_load", b"image_load", "logs", b"logs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "call", b"call", "copy_in", b"copy_in", "copy_out", b"copy_out", "exec", b"exec", "image_build", b"image_build", "image_import", b"image_import", "image_load", b"image_load", "logs", b"logs", "pause", b"pause", "processes", b"processes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["logs", "exec", "image_load", "image_import", "image_build"]  # noqa: Y015
+    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["copy_out", "copy_in", "processes", "pause", "attach", "logs", "exec", "image_load", "image_import", "image_build"]  # noqa: Y015
     _WhichOneofArgType_call: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_call) -> _WhichOneofReturnType_call | None: ...
 
@@ -947,11 +1097,14 @@ class RelayInput(_message.Message):
     RESIZE_FIELD_NUMBER: _builtins.int
     SIGNAL_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    DETACH_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """at most 256 KiB"""
     end_of_data: _builtins.bool
     signal: _builtins.int
     cancel: _builtins.bool
+    detach: _builtins.bool
+    """Exec: it goes on by itself when the caller leaves."""
     @_builtins.property
     def resize(self) -> Global___TerminalSize: ...
     def __init__(
@@ -962,12 +1115,13 @@ class RelayInput(_message.Message):
         resize: Global___TerminalSize | None = ...,
         signal: _builtins.int = ...,
         cancel: _builtins.bool = ...,
+        detach: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "data", b"data", "end_of_data", b"end_of_data", "input", b"input", "resize", b"resize", "signal", b"signal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "data", b"data", "detach", b"detach", "end_of_data", b"end_of_data", "input", b"input", "resize", b"resize", "signal", b"signal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "data", b"data", "end_of_data", b"end_of_data", "input", b"input", "resize", b"resize", "signal", b"signal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "data", b"data", "detach", b"detach", "end_of_data", b"end_of_data", "input", b"input", "resize", b"resize", "signal", b"signal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["data", "end_of_data", "resize", "signal", "cancel"]  # noqa: Y015
+    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["data", "end_of_data", "resize", "signal", "cancel", "detach"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
@@ -1031,8 +1185,11 @@ class RelayOutput(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
     LOG_LINES_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
     ready: _builtins.bool
     """the node took the call and waits for data"""
+    data: _builtins.bytes
+    """at most 256 KiB"""
     @_builtins.property
     def log_line(self) -> Global___LogLine: ...
     @_builtins.property
@@ -1055,12 +1212,13 @@ class RelayOutput(_message.Message):
         error: Global___CallError | None = ...,
         ready: _builtins.bool = ...,
         log_lines: Global___LogLines | None = ...,
+        data: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["build_progress", b"build_progress", "error", b"error", "exec_output", b"exec_output", "log_line", b"log_line", "log_lines", b"log_lines", "output", b"output", "ready", b"ready", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["build_progress", b"build_progress", "data", b"data", "error", b"error", "exec_output", b"exec_output", "log_line", b"log_line", "log_lines", b"log_lines", "output", b"output", "ready", b"ready", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_progress", b"build_progress", "error", b"error", "exec_output", b"exec_output", "log_line", b"log_line", "log_lines", b"log_lines", "output", b"output", "ready", b"ready", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_progress", b"build_progress", "data", b"data", "error", b"error", "exec_output", b"exec_output", "log_line", b"log_line", "log_lines", b"log_lines", "output", b"output", "ready", b"ready", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_output: _TypeAlias = _typing.Literal["log_line", "exec_output", "build_progress", "result", "error", "ready", "log_lines"]  # noqa: Y015
+    _WhichOneofReturnType_output: _TypeAlias = _typing.Literal["log_line", "exec_output", "build_progress", "result", "error", "ready", "log_lines", "data"]  # noqa: Y015
     _WhichOneofArgType_output: _TypeAlias = _typing.Literal["output", b"output"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_output) -> _WhichOneofReturnType_output | None: ...
 
@@ -1087,23 +1245,72 @@ class LogLines(_message.Message):
 Global___LogLines: _TypeAlias = LogLines  # noqa: Y015
 
 @_typing.final
+class ContainerProcess(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    NODE_PID_FIELD_NUMBER: _builtins.int
+    PARENT_PID_FIELD_NUMBER: _builtins.int
+    STARTED_AT_UNIX_MS_FIELD_NUMBER: _builtins.int
+    CPU_TIME_MS_FIELD_NUMBER: _builtins.int
+    TERMINAL_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
+    user: _builtins.str
+    pid: _builtins.int
+    """As the container sees it, and as the node does."""
+    node_pid: _builtins.int
+    parent_pid: _builtins.int
+    """As the container sees it; 0: its parent is outside."""
+    started_at_unix_ms: _builtins.int
+    cpu_time_ms: _builtins.int
+    terminal: _builtins.str
+    command: _builtins.str
+    resident_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        user: _builtins.str = ...,
+        pid: _builtins.int = ...,
+        node_pid: _builtins.int = ...,
+        parent_pid: _builtins.int = ...,
+        started_at_unix_ms: _builtins.int = ...,
+        cpu_time_ms: _builtins.int = ...,
+        terminal: _builtins.str = ...,
+        command: _builtins.str = ...,
+        resident_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "cpu_time_ms", b"cpu_time_ms", "node_pid", b"node_pid", "parent_pid", b"parent_pid", "pid", b"pid", "resident_bytes", b"resident_bytes", "started_at_unix_ms", b"started_at_unix_ms", "terminal", b"terminal", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContainerProcess: _TypeAlias = ContainerProcess  # noqa: Y015
+
+@_typing.final
 class RelayResult(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    PROCESSES_FIELD_NUMBER: _builtins.int
     IMAGES_FIELD_NUMBER: _builtins.int
     EXIT_CODE_FIELD_NUMBER: _builtins.int
     exit_code: _builtins.int
+    @_builtins.property
+    def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContainerProcess]: ...
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImageSummary]: ...
     def __init__(
         self,
         *,
+        processes: _abc.Iterable[Global___ContainerProcess] | None = ...,
         images: _abc.Iterable[Global___ImageSummary] | None = ...,
         exit_code: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code", "images", b"images"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code", "images", b"images", "processes", b"processes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

@@ -1,4 +1,8 @@
-"""Commands run inside containers: health checks, `exec`."""
+"""Commands run inside containers: health checks, `exec`.
+
+A command's output is collected, or it has streams of its own: stdin, stdout and stderr as descriptors, or one unix
+socket over which the end of a new terminal is sent. A command with streams of its own ends with its connection.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +15,20 @@ from orch_runtime.child.execution import run_exec_child
 from orch_runtime.errors import InvalidConfig, Refused, WrongState
 from orch_runtime.kernel import process
 from orch_runtime.supervisor.container import read_request
+from orch_runtime.supervisor.launch import close_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from orch_runtime.child.execution import ExecStreams
     from orch_runtime.plan import ProcessPlan
     from orch_runtime.supervisor.container import Container
     from orch_runtime.supervisor.engine import Engine
 
 MAX_RUNNING = 256
 MAX_TIMEOUT_MS = 24 * 3600 * 1000
+HANG_UP_S = 2.0  # between SIGHUP and SIGKILL
 
 
 class Execs:
@@ -35,9 +42,16 @@ class Execs:
         self.running = 0
 
     def start(
-        self, container: Container, request: dict[str, object], done: Callable[[dict[str, object]], None]
-    ) -> None:
+        self,
+        container: Container,
+        request: dict[str, object],
+        done: Callable[[dict[str, object]], None],
+        descriptors: Sequence[int] = (),
+        started: Callable[[], None] | None = None,
+    ) -> RunningCommand:
         """Run a command; `done` gets what protocol.ExecResult carries.
+
+        `descriptors` are its streams, and stay the caller's; `started` is called when such a command executes.
 
         Raises:
             WrongState, InvalidConfig, Refused: it cannot be run.
@@ -51,21 +65,22 @@ class Execs:
         plan = read_request(container.directory)["plan"]
         assert isinstance(plan, dict)
         confined = _merge(plan["process"], request)
-        output_reader, output_writer = os.pipe2(os.O_CLOEXEC)
+        streams = _streams(request, descriptors)
+        output_reader, output_writer = (-1, -1) if descriptors else os.pipe2(os.O_CLOEXEC)
+        if not descriptors:
+            streams["standard"] = [-1, output_writer, output_writer]
         status_reader, status_writer = os.pipe2(os.O_CLOEXEC)
         try:
-            pid, pidfd = self._fork(container, confined, output_writer, status_writer)
+            pid, pidfd = self._fork(container, confined, streams, status_writer)
         except BaseException:
-            os.close(output_reader)
-            os.close(status_reader)
+            close_all([output_reader, status_reader])
             raise
         finally:
-            os.close(output_writer)
-            os.close(status_writer)
+            close_all([output_writer, status_writer])
         self.running += 1
-        _Exec(self, pid, pidfd, output_reader, status_reader, limit, timeout_ms, done)
+        return RunningCommand(self, pid, pidfd, output_reader, status_reader, limit, timeout_ms, done, started)
 
-    def _fork(self, container: Container, confined: ProcessPlan, output: int, status: int) -> tuple[int, int]:
+    def _fork(self, container: Container, confined: ProcessPlan, streams: ExecStreams, status: int) -> tuple[int, int]:
         cgroups = self._engine.cgroups
         join = cgroups.exec_paths(container.cgroup)
         # A process is born into a process namespace, it cannot enter one: so its parent points there for a moment.
@@ -74,7 +89,7 @@ class Execs:
             pid, pidfd = process.clone3(0)
             if pid == 0:
                 try:
-                    run_exec_child(container.pidfd, join, confined, output, status, self._last_capability)
+                    run_exec_child(container.pidfd, join, confined, streams, status, self._last_capability)
                 finally:
                     os._exit(126)
         finally:
@@ -87,7 +102,7 @@ class Execs:
         return self._engine
 
 
-class _Exec:
+class RunningCommand:
     """One running command."""
 
     def __init__(  # noqa: PLR0917 -- made in one place
@@ -100,19 +115,25 @@ class _Exec:
         limit: int,
         timeout_ms: int,
         done: Callable[[dict[str, object]], None],
+        started: Callable[[], None] | None,
     ) -> None:
         self._owner = owner
         self._loop = owner.loop_of_engine.loop
         self._pid, self._pidfd, self._output, self._status = pid, pidfd, output, status
         self._limit = limit
         self._done = done
+        self._started = started
+        self._report = b""
         self._collected = bytearray()
         self._truncated = False
         self._timed_out = False
         self._ended = False
-        os.set_blocking(output, False)
+        if output >= 0:
+            os.set_blocking(output, False)
+            self._loop.watch(output, self._on_output)
         os.set_blocking(status, False)
-        self._loop.watch(output, self._on_output)
+        if started is not None:
+            self._loop.watch(status, self._on_status)
         self._loop.watch(pidfd, self._on_end)
         self._loop.later(timeout_ms / 1000, self._on_timeout)
 
@@ -131,15 +152,33 @@ class _Exec:
             self._truncated = self._truncated or len(data) > room
             self._collected += data[:room]
 
+    def _on_status(self, _events: int) -> None:
+        """Executed, or failed: the program's end of the pipe closes on execve."""
+        self._loop.forget(self._status)
+        self._report = os.read(self._status, 8192)
+        if not self._report and self._started is not None:
+            self._started()
+
     def _on_timeout(self) -> None:
         if self._ended:
             return
         self._timed_out = True
-        for target in (-self._pid, self._pid):
+        self.signal(9)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the command and what it started in its process group."""
+        if self._ended:
+            return
+        for target in (-self._pid, self._pid) if number == 9 else (-self._pid,):
             try:
-                os.kill(target, 9)
+                os.kill(target, number)
             except ProcessLookupError:
                 continue
+
+    def hang_up(self) -> None:
+        """Whoever ran the command is gone: it is told, and killed if it does not end."""
+        self.signal(1)
+        self._loop.later(HANG_UP_S, lambda: self.signal(9))
 
     def _on_end(self, _events: int) -> None:
         self._ended = True
@@ -153,10 +192,14 @@ class _Exec:
         if self._output >= 0:
             self._loop.forget(self._output)
             os.close(self._output)
-        try:
-            report = os.read(self._status, 8192)
-        except BlockingIOError:
-            report = b""
+        report = self._report
+        if not report:
+            try:
+                report = os.read(self._status, 8192)
+            except BlockingIOError:
+                report = b""
+        if self._started is not None:
+            self._loop.forget(self._status)
         os.close(self._status)
         output = self._collected.decode(errors="replace")
         if report:
@@ -164,6 +207,21 @@ class _Exec:
             code, output = failure["exit_code"], failure["message"]
         self._owner.running -= 1
         self._done({"exit_code": code, "output": output, "timed_out": self._timed_out, "truncated": self._truncated})
+
+
+def _streams(request: dict[str, object], descriptors: Sequence[int]) -> ExecStreams:
+    streams: ExecStreams = {"standard": [], "console": -1, "rows": 0, "columns": 0}
+    if request.get("terminal"):
+        if len(descriptors) != 1:
+            raise InvalidConfig("descriptors", "must be one unix socket, over which the terminal is sent")
+        streams["console"] = descriptors[0]
+        streams["rows"] = _integer(request, "rows", 0, 0, 65535)
+        streams["columns"] = _integer(request, "columns", 0, 0, 65535)
+    elif descriptors:
+        if len(descriptors) != 3:
+            raise InvalidConfig("descriptors", "must be stdin, stdout and stderr, or none")
+        streams["standard"] = list(descriptors)
+    return streams
 
 
 def _integer(request: dict[str, object], key: str, otherwise: int, low: int, high: int) -> int:
@@ -201,4 +259,4 @@ def _merge(base: ProcessPlan, request: dict[str, object]) -> ProcessPlan:
     return merged
 
 
-__all__ = ["Execs"]
+__all__ = ["Execs", "RunningCommand"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from orch_runtime import fdstore, names
-from orch_runtime.errors import InvalidConfig, Refused, RuntimeFailure
+from orch_runtime.errors import InvalidConfig, NotFound, Refused, RuntimeFailure
+from orch_runtime.supervisor.launch import close_all
 from orch_runtime.supervisor.usage import container_usage
 
 TYPE_CHECKING = False
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from orch_runtime.plan import LimitsPlan
     from orch_runtime.supervisor.container import Container
     from orch_runtime.supervisor.engine import Engine
-    from orch_runtime.supervisor.execs import Execs
+    from orch_runtime.supervisor.execs import Execs, RunningCommand
     from orch_runtime.supervisor.server import Connection, Handler, Server
 
 PROTOCOL_VERSION = 1
@@ -35,6 +36,7 @@ class Operations:
         self.engine = engine
         self.execs = execs
         self.server: Server | None = None
+        self._running: dict[tuple[Connection, int], RunningCommand] = {}
         self.handlers: dict[str, Handler] = {
             names.OP_CREATE: self._launch,
             names.OP_RUN: self._launch,
@@ -44,6 +46,8 @@ class Operations:
             names.OP_STATE: self._state,
             names.OP_LIST: self._list,
             names.OP_EXEC: self._exec,
+            names.OP_EXEC_SIGNAL: self._exec_signal,
+            names.OP_PROCESSES: self._processes,
             names.OP_STATS: self._stats,
             names.OP_UPDATE: self._update,
             names.OP_PAUSE: self._pause,
@@ -102,9 +106,44 @@ class Operations:
         containers = [container.public() for container in self.engine.containers.values()]
         self._answer(connection, seq, {"containers": containers})
 
-    def _exec(self, connection: Connection, seq: int, message: dict[str, object], _raw: bytes, _fds: list[int]) -> None:
+    def _exec(self, connection: Connection, seq: int, message: dict[str, object], _raw: bytes, fds: list[int]) -> None:
+        def done(result: dict[str, object]) -> None:
+            connection.on_close.pop(seq, None)
+            self._running.pop((connection, seq), None)
+            self._answer(connection, seq, result)
+
+        def started() -> None:
+            connection.send({"event": names.EVENT_EXEC_STARTED, "seq": seq})
+
+        try:
+            container = self.engine.get(message.get("id"))
+            command = self.execs.start(container, message, done, fds, started)
+        finally:
+            close_all(fds)
+        if fds:
+            self._running[connection, seq] = command
+            connection.on_close[seq] = command.hang_up
+
+    def _exec_signal(
+        self, connection: Connection, seq: int, message: dict[str, object], _raw: bytes, _fds: list[int]
+    ) -> None:
+        """Signal a command that was started on this connection: `exec` is the number of its request."""
+        number, of = message.get("signal"), message.get("exec")
+        if not isinstance(number, int) or not 1 <= number < 65:
+            raise InvalidConfig("signal", "must be a number between 1 and 64")
+        command = self._running.get((connection, of)) if isinstance(of, int) else None
+        if command is None:
+            raise NotFound(f"no command with the request number {of!r} runs on this connection; it may have ended")
+        command.signal(number)
+        self._answer(connection, seq, {})
+
+    def _processes(
+        self, connection: Connection, seq: int, message: dict[str, object], _raw: bytes, _fds: list[int]
+    ) -> None:
         container = self.engine.get(message.get("id"))
-        self.execs.start(container, message, lambda result: self._answer(connection, seq, result))
+        alive = container.status != names.STATUS_EXITED
+        pids = self.engine.cgroups.processes(container.cgroup) if alive else []
+        self._answer(connection, seq, {"pids": sorted(pids)})
 
     def _stats(
         self, connection: Connection, seq: int, message: dict[str, object], _raw: bytes, _fds: list[int]

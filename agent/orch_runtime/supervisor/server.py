@@ -36,6 +36,8 @@ class Connection:
         self._waiting: list[bytes] = []
         self.subscribed = False
         self.closed = False
+        # What ends with the client: commands that it runs on its own streams.
+        self.on_close: dict[int, Callable[[], None]] = {}
         sock.setblocking(False)
         for option in (_SO_SNDBUFFORCE, _SO_RCVBUFFORCE):
             sock.setsockopt(socket.SOL_SOCKET, option, names.MAX_MESSAGE_BYTES * 2)
@@ -104,6 +106,9 @@ class Connection:
             self._server.connections.discard(self)
             self._server.loop.forget(self._socket.fileno())
             self._socket.close()
+            waiting, self.on_close = self.on_close, {}
+            for callback in waiting.values():
+                callback()
 
 
 class Server:
