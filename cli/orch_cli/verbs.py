@@ -137,6 +137,7 @@ NOUNS: Final[Mapping[str, Noun]] = {
             "init": "Make a cluster of this node",
             "join": "Have this node join a cluster",
             "info": "Show the state of the cluster",
+            "update": "Change what holds for the whole cluster",
             "leave": "Leave the cluster",
             "token": "Show or rotate the token that lets nodes join",
             "ca": "Show or rotate the root certificate",
@@ -176,6 +177,7 @@ ELSEWHERE: Final[Mapping[tuple[str, str], str]] = {
         for verb in ("join", "backup", "restore", "recover", "unlock")
     },
     ("cluster", "lock"): "orch_cli.commands.cluster_lock",
+    ("cluster", "update"): "orch_cli.commands.cluster_update",
     **{("node", verb): "orch_cli.commands.node_roles" for verb in ("promote", "demote", "rm")},
 }
 

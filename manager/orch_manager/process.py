@@ -30,6 +30,7 @@ from orch_manager.forwarding.interceptor import ForwardingInterceptor
 from orch_manager.forwarding.leader import Leader
 from orch_manager.forwarding.vouching import Voucher
 from orch_manager.founding import write_founding_objects
+from orch_manager.health import Health
 from orch_manager.leading import Leading
 from orch_manager.members.changes import Changes
 from orch_manager.members.handler import MembershipHandler
@@ -119,6 +120,7 @@ class Manager:
         self.store = Store(lambda machine: make_engine(machine, observer), clock_unix_ms=self._clock.unix_ms)
         self.hub = Hub(self.store, clock=self._clock, ids=self._ids, heartbeat_period_ms=defaults.HEARTBEAT_PERIOD_MS)
         self.leader = Leader(self.store.engine.status, clock=self._clock)
+        self._health = Health(self.leader)
         self._changes = Changes(self.store.engine)
         self._roles = Roles(self.store.engine)
         keeper = MemberKeeper(self.store, self._changes, self._roles)
@@ -201,6 +203,7 @@ class Manager:
         add_DispatcherServicer_to_server(self._dispatcher, server)
         add_RelayServicer_to_server(self._broker, server)
         add_CAServicer_to_server(self._authority, server)
+        self._health.add_to(server)
         engine, transport, channels = self.store.engine, self._options.transport, self._channels
         if transport is not None and channels is not None and isinstance(engine, ReplicatedEngine):
             handler = MembershipHandler(
@@ -222,7 +225,10 @@ class Manager:
             asyncio.create_task(stop.wait(), name="stop"),
             asyncio.create_task(self.leading.broken(), name="loops-broke"),
         ]
-        others = [asyncio.create_task(self._keep_sealed(), name="autolock")]
+        others = [
+            asyncio.create_task(self._keep_sealed(), name="autolock"),
+            asyncio.create_task(self._health.follow(), name="health"),
+        ]
         try:
             await self._settle()
             await listening.start()
@@ -234,6 +240,7 @@ class Manager:
             for life in done:
                 life.result()
         finally:
+            await self._health.stop()
             await self._hand_over()
             lives += others
             await self._metrics_server.stop()

@@ -180,10 +180,17 @@ FAULTY_NODE_FAILURES: Final = _integer(
     _G, "failures that make a node the last choice", 5, "count", "default", "Swarm's"
 )
 FAULTY_NODE_WINDOW_MS: Final = _integer(_G, "window of those failures", 300_000, "ms", "default", "Swarm's")
+TASK_HISTORY_MAX: Final = _integer(_G, "most old tasks kept per slot", 1_000, "count", "limit", "bounds the store")
 TASK_HISTORY: Final = _integer(_G, "old tasks kept per slot", 5, "count", "default", "Swarm's")
 
 # ---- agents and managers ---------------------------------------------------------------------------
 _G = "Agents and managers"
+HEARTBEAT_PERIOD_MIN_MS: Final = _integer(
+    _G, "shortest heartbeat period", 500, "ms", "limit", "below it jitter and scheduling of a busy host count as death"
+)
+HEARTBEAT_PERIOD_MAX_MS: Final = _integer(
+    _G, "longest heartbeat period", 300_000, "ms", "limit", "a node is believed alive for three of them"
+)
 HEARTBEAT_PERIOD_MS: Final = _integer(_G, "heartbeat", 5_000, "ms", "default", "Swarm's")
 HEARTBEAT_JITTER_MS: Final = _integer(_G, "heartbeat jitter", 500, "ms", "default", "Swarm's")
 HEARTBEAT_GRACE_PERIODS: Final = _integer(_G, "heartbeats missed until DOWN", 3, "count", "default", "Swarm's")

@@ -30,7 +30,7 @@ from orch_proto.objects_pb2 import (
     Task,
     Volume,
 )
-from orch_proto.specs_pb2 import ServiceSpec
+from orch_proto.specs_pb2 import ClusterSpec, ServiceSpec
 from orch_proto.types_pb2 import UpdateState
 from orch_rpc import logs
 from orch_rpc.errors import FailedPrecondition, InvalidArgument, OutOfDate
@@ -51,7 +51,9 @@ _CHECKS: Final[dict[str, Any]] = {
     "secret": validation.secret,
     "config": validation.config,
     "volume": validation.volume,
+    "cluster": validation.cluster,
 }
+_MADE_BY_PEOPLE: Final = frozenset(_CHECKS) - {"cluster"}
 
 
 class Objects:
@@ -81,7 +83,7 @@ class Objects:
             OrchError: it is not valid, its name is taken, or it refers to what is not there.
         """
         label = request.spec.WhichOneof("spec")
-        if label not in _CHECKS:
+        if label not in _MADE_BY_PEOPLE:
             raise InvalidArgument("cannot create", f"a {label or 'nothing'} is not created this way")
         spec = getattr(request.spec, label)
         what = f"cannot create {label} {spec.annotations.name}"
@@ -189,6 +191,12 @@ class Objects:
             raise InvalidArgument(what, "its content cannot change, only its labels", "create one of another name")
         if isinstance(item, Network) and _without_labels(item.spec) != _without_labels(spec):
             raise InvalidArgument(what, "only the labels of a network can change", "create another network")
+        if isinstance(item, Cluster) and _without_tunables(item.spec) != _without_tunables(spec):
+            raise InvalidArgument(
+                what,
+                "only the certificates' lifetime, the heartbeat period and the task history can change this way",
+                "lock it with orch cluster lock, rotate its root with orch cluster ca --rotate",
+            )
         if isinstance(item, Node):
             self._nodes.check_update(transaction, item, spec, what)
         if isinstance(item, (Secret, Config)):
@@ -291,6 +299,19 @@ def _check(label: str, spec: Any, what: str) -> None:
         problems = [problem for problem in problems if problem != "it has no content"]
     if problems:
         raise InvalidArgument(what, "; ".join(problems), "correct it, then repeat")
+
+
+def _without_tunables(spec: ClusterSpec) -> ClusterSpec:
+    bare = ClusterSpec()
+    bare.CopyFrom(spec)
+    bare.ca.ClearField("node_certificate_lifetime_ms")
+    bare.dispatcher.ClearField("heartbeat_period_ms")
+    bare.orchestration.ClearField("task_history_limit")
+    # That a part is there, with nothing in it, means nothing.
+    for part in ("ca", "dispatcher", "orchestration"):
+        if not getattr(bare, part).ByteSize():
+            bare.ClearField(part)
+    return bare
 
 
 def _without_labels(spec: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 from orch_manager.scheduler.constraints import ConstraintSyntaxError, check_preference, parse
 from orch_proto import defaults
 from orch_proto.specs_pb2 import (
+    ClusterSpec,
     ConfigSpec,
     ContainerSpec,
     NetworkSpec,
@@ -286,6 +287,23 @@ def volume(spec: VolumeSpec) -> Problems:
     yield from _object_name(spec.annotations.name, "volume", 255)
     if spec.driver not in ("", "local"):
         yield f"driver {spec.driver} is not supported: use local"
+
+
+def cluster(spec: ClusterSpec) -> Problems:
+    """Problems of what people set for the whole cluster; 0 stands for the default."""
+    lifetime_ms = spec.ca.node_certificate_lifetime_ms
+    if lifetime_ms and not (
+        defaults.NODE_CERTIFICATE_MIN_LIFETIME_MS <= lifetime_ms <= defaults.ROOT_CERTIFICATE_LIFETIME_MS
+    ):
+        yield "a node's certificate lives an hour at least, and no longer than the root certificate (20 years)"
+    period_ms = spec.dispatcher.heartbeat_period_ms
+    if period_ms and not defaults.HEARTBEAT_PERIOD_MIN_MS <= period_ms <= defaults.HEARTBEAT_PERIOD_MAX_MS:
+        yield (
+            f"the heartbeat period is {defaults.HEARTBEAT_PERIOD_MIN_MS / 1000:g} s at least "
+            f"and {defaults.HEARTBEAT_PERIOD_MAX_MS / 1000:g} s at most"
+        )
+    if spec.orchestration.task_history_limit > defaults.TASK_HISTORY_MAX:
+        yield f"at most {defaults.TASK_HISTORY_MAX} old tasks are kept per slot; a negative number keeps all"
 
 
 def _published_twice(services: Iterable[ServiceSpec]) -> Problems:

@@ -18,8 +18,9 @@ from orch_manager.store.errors import StoreError
 from orch_manager.store.store import Store
 from orch_manager.store.transaction import Transaction
 from orch_manager.store.watch import Resync, Watch
+from orch_proto import defaults
 from orch_proto.dispatcher_pb2 import ManagerMessage
-from orch_proto.objects_pb2 import Config, Network, Node, NodeDescription, NodeState, Secret, Service, Task
+from orch_proto.objects_pb2 import Cluster, Config, Network, Node, NodeDescription, NodeState, Secret, Service, Task
 from orch_raft.errors import OutcomeUnknown, ProposalQueueFull
 from orch_rpc import logs
 from orch_rpc.errors import FailedPrecondition, NotFound, Unavailable
@@ -64,7 +65,7 @@ class Hub:
                 self.liveness.expect_first_word(node.id, now_s)
         self.leading = True
         try:
-            with self.store.watch(Task, Service, Network, Node, Secret, Config) as watch:
+            with self.store.watch(Task, Service, Network, Node, Secret, Config, Cluster) as watch:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._follow(watch), name="dispatcher-changes")
                     group.create_task(self._mark_overdue(), name="dispatcher-liveness")
@@ -105,6 +106,10 @@ class Hub:
             return
         if event.kind is Service:
             self._service_changed(event.object_id)
+            return
+        if event.kind is Cluster:
+            if isinstance(new, Cluster):
+                self.set_heartbeat_period(new.spec.dispatcher.heartbeat_period_ms or defaults.HEARTBEAT_PERIOD_MS)
             return
         if event.kind is Network:
             # A name or subnet that changed concerns the services on it.

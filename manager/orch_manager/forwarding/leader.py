@@ -93,6 +93,11 @@ class Leader:
                 return
             await self._wait_for(changed)
 
+    async def changes(self, *, known: bool) -> None:
+        """Returns once a leader is known, or is not, contrary to what the caller knew."""
+        while (self.where() is not None) is known:
+            await self._wait_for(self._changed)
+
     async def _wait_for(self, changed: asyncio.Event, until_s: float | None = None) -> None:
         """Returns when it is worth looking again."""
         look_again_s = asyncio.get_running_loop().time() + _LOOK_AGAIN_S
