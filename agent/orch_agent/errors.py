@@ -4,6 +4,7 @@ AgentError
 ├── LinkLost          a local process (runtime, network) is away; the operation may be repeated
 ├── LinkRefused       a local process answered with an error of its own
 ├── TaskFailure       a task cannot go on; carries the sentence and the reason that are reported
+├── RelayFailed       a relayed call cannot be served; carries the name of a gRPC status code
 └── NotInCluster      the node is in no cluster, or in one already, and was asked for the opposite
 """
 
@@ -35,6 +36,14 @@ class TaskFailure(AgentError):
         super().__init__(message)
         self.reason = reason
         self.exit_code = exit_code
+
+
+class RelayFailed(AgentError):
+    """Raised by whoever serves a relayed call; ``code`` is the name of a gRPC status code."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class NotInCluster(AgentError):

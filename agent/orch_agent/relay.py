@@ -1,4 +1,7 @@
-"""Serves the long calls, each on a stream that the agent opens when told to: logs; images loaded, imported, built."""
+"""Serves the long calls, each on a stream that the agent opens when told to: logs; images loaded, imported, built.
+
+Calls about one running container are served by `orch_agent.containers`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ import grpc
 
 from orch_agent import logs as container_logs
 from orch_agent.calls import call_error, image_summary
-from orch_agent.errors import AgentError
+from orch_agent.containers.service import KINDS, ContainerCalls
+from orch_agent.errors import RelayFailed
 from orch_agent.images.store import ImageStore
 from orch_agent.task.controller import TaskController
 from orch_agent.task.preparation import Preparation
@@ -30,14 +34,6 @@ MAX_UPLOAD_BYTES = 64 << 30
 MAX_WORKER_LINE_BYTES = 1 << 20
 LOG_QUEUE_CHUNKS = 16
 _Stream = grpc.aio.StreamStreamCall[dispatcher.RelayUp, dispatcher.RelayDown]
-
-
-class RelayFailed(AgentError):  # noqa: N818 -- named for the condition
-    """A relayed call cannot be served; ``code`` is the name of a gRPC status code."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class RelayServer:
@@ -69,6 +65,7 @@ class RelayServer:
         self._controllers = controllers
         self._scratch = scratch
         self._runtime_socket = runtime_socket
+        self._containers = ContainerCalls(runtime_socket, controllers, preparation.log_path)
 
     async def serve(self, relay_id: str, channel: grpc.aio.Channel) -> None:
         """Opens the stream and answers what is asked on it; errors go to the caller."""
@@ -124,6 +121,8 @@ class RelayServer:
                     "runtime_socket": str(self._runtime_socket),
                 }
                 await self._serve_image_work(stream, wish)
+            case kind if kind in KINDS:
+                await self._containers.serve(call, stream)
             case kind:
                 raise RelayFailed("UNIMPLEMENTED", f"this node cannot serve the call {kind}; upgrade it")
 

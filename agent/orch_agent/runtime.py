@@ -32,6 +32,7 @@ class ContainerView:
 
     Attributes:
         exit: None while it runs.
+        paused: it is frozen.
         being_made: its start is under way; should it fail, the runtime forgets it and tells only who asked for it.
     """
 
@@ -40,6 +41,7 @@ class ContainerView:
     started_at_unix_ms: int
     exit: ContainerExit | None
     being_made: bool = False
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,10 @@ class Runtime:
     async def kill(self, container_id: str, number: int) -> None:
         """Sends a signal to the container's first process."""
         await self.link.call(protocol.OP_KILL, {"id": container_id, "signal": number}, repeat=True)
+
+    async def resume(self, container_id: str) -> None:
+        """Thaws a frozen container; one that runs is left as it is."""
+        await self.link.call(protocol.OP_RESUME, {"id": container_id}, repeat=True)
 
     async def delete(self, container_id: str) -> None:
         """Removes a container, killing it first if it runs; one that is not there is fine."""
@@ -140,4 +146,6 @@ def view_of(state: protocol.ContainerState) -> ContainerView:
         code = state.exit_code if state.exit_known else None
         ended = ContainerExit(code, state.oom_killed, state.finished_at_unix_ms)
     being_made = state.status in (protocol.STATUS_CREATING, protocol.STATUS_CREATED)
-    return ContainerView(state.id, state.pid, state.started_at_unix_ms, ended, being_made)
+    return ContainerView(
+        state.id, state.pid, state.started_at_unix_ms, ended, being_made, state.status == protocol.STATUS_PAUSED
+    )

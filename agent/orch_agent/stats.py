@@ -20,6 +20,7 @@ class StatsReader:
         self._runtime = runtime
         self._lock = asyncio.Lock()
         self._read_at = 0.0
+        self._read_at_unix_ms = 0
         self._stats: list[ContainerStats] = []
 
     async def read(self) -> list[ContainerStats]:
@@ -32,15 +33,16 @@ class StatsReader:
             if time.monotonic() - self._read_at > FRESH_S:
                 self._stats = await self._runtime.stats()
                 self._read_at = time.monotonic()
+                self._read_at_unix_ms = time.time_ns() // 1_000_000
             return self._stats
 
     async def for_tasks(self, task_ids: Collection[str]) -> list[calls.TaskStats]:
         """Counters of some tasks, or of all when none is named."""
-        now_ms = time.time_ns() // 1_000_000
-        return [_task_stats(fields, now_ms) for fields in await self.read() if not task_ids or fields.id in task_ids]
+        chosen = [fields for fields in await self.read() if not task_ids or fields.id in task_ids]
+        return [_task_stats(fields, self._read_at_unix_ms) for fields in chosen]
 
 
-def _task_stats(fields: ContainerStats, now_ms: int) -> calls.TaskStats:
+def _task_stats(fields: ContainerStats, read_at_unix_ms: int) -> calls.TaskStats:
     outside = [network for network in fields.networks if network.interface != "lo"]
     return calls.TaskStats(
         task_id=fields.id,
@@ -52,5 +54,5 @@ def _task_stats(fields: ContainerStats, now_ms: int) -> calls.TaskStats:
         network_transmit_bytes=sum(network.transmit_bytes for network in outside),
         block_read_bytes=fields.block_read_bytes,
         block_write_bytes=fields.block_write_bytes,
-        sampled_at_unix_ms=now_ms,
+        sampled_at_unix_ms=read_at_unix_ms,
     )

@@ -16,10 +16,15 @@ Run = Callable[[argparse.Namespace], "int | Coroutine[Any, Any, int]"]
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """A command: its arguments and its work."""
+    """A command: its arguments and its work.
+
+    Attributes:
+        ordered: options come first; what stands after the first name is another program's, options too.
+    """
 
     configure: Callable[[argparse.ArgumentParser], None]
     run: Run
+    ordered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,17 @@ NOUNS: Final[Mapping[str, Noun]] = {
     "task": Noun(
         "Tasks: single runs of a service",
         "orch_cli.commands.tasks",
-        {"ls": "List tasks", "inspect": "Show everything about tasks"},
+        {
+            "ls": "List tasks",
+            "inspect": "Show everything about tasks",
+            "exec": "Run a command in a running task",
+            "attach": "Show a task's output as it comes, and send it signals",
+            "cp": "Copy files out of a running task, or into it",
+            "top": "List the processes of a task",
+            "stats": "Show what tasks use",
+            "pause": "Freeze tasks",
+            "unpause": "Let frozen tasks go on",
+        },
     ),
     "node": Noun(
         "Nodes: the machines of the cluster",
@@ -178,10 +193,14 @@ ELSEWHERE: Final[Mapping[tuple[str, str], str]] = {
     },
     ("cluster", "lock"): "orch_cli.commands.cluster_lock",
     ("cluster", "update"): "orch_cli.commands.cluster_update",
+    **{("task", verb): "orch_cli.commands.exec" for verb in ("exec", "attach")},
+    **{("task", verb): "orch_cli.commands.pause" for verb in ("pause", "unpause", "top")},
+    ("task", "cp"): "orch_cli.commands.copy",
+    ("task", "stats"): "orch_cli.commands.stats",
     **{("node", verb): "orch_cli.commands.node_roles" for verb in ("promote", "demote", "rm")},
 }
 
-NOUN_ALIASES: Final[Mapping[str, str]] = {"swarm": "cluster"}
+NOUN_ALIASES: Final[Mapping[str, str]] = {"swarm": "cluster", "container": "task"}
 VERB_ALIASES: Final[Mapping[tuple[str, str], str]] = {("stack", "up"): "deploy", ("stack", "down"): "rm"}
 
 SHORTCUTS: Final[Mapping[str, Shortcut]] = {
@@ -191,6 +210,13 @@ SHORTCUTS: Final[Mapping[str, Shortcut]] = {
     "plan": Shortcut("stack", "plan", "Show what a deploy would change"),
     "ps": Shortcut("task", "ls", "List tasks"),
     "logs": Shortcut("service", "logs", "Show the output of a service or task"),
+    "exec": Shortcut("task", "exec", "Run a command in a running task"),
+    "attach": Shortcut("task", "attach"),
+    "cp": Shortcut("task", "cp", "Copy files out of a running task, or into it"),
+    "top": Shortcut("task", "top"),
+    "stats": Shortcut("task", "stats", "Show what tasks use"),
+    "pause": Shortcut("task", "pause"),
+    "unpause": Shortcut("task", "unpause"),
     "images": Shortcut("image", "ls"),
     "build": Shortcut("image", "build"),
     "load": Shortcut("image", "load"),
@@ -236,7 +262,8 @@ def parse(noun: str, verb: str, arguments: Sequence[str], host: str) -> tuple[Ve
     command = find_verb(noun, verb)
     parser = Parser(prog=f"orch {noun} {verb}", description=NOUNS[noun].verbs[verb], allow_abbrev=False)
     command.configure(parser)
-    namespace = parser.parse_intermixed_args(list(arguments))
+    parse_words = parser.parse_args if command.ordered else parser.parse_intermixed_args
+    namespace = parse_words(list(arguments))
     namespace.host = host
     return command, namespace
 

@@ -28,6 +28,7 @@ from orch_rpc import logs
 log = logs.get("task")
 _T = TypeVar("_T")
 KILL_WAIT_S = 10.0
+PAUSED_MESSAGE = "paused"
 
 
 def now_ms() -> int:
@@ -76,6 +77,7 @@ class TaskController:
         self.output_over = asyncio.Event()
         self.prepared: Prepared | None = None
         self.is_put_away = False
+        self._paused = found is not None and found.paused
         self._around = around
         self._found = found
         self._needs: Needs | None = record.needs if record is not None else None
@@ -131,6 +133,13 @@ class TaskController:
         """The runtime does not know the container although it should be running."""
         if self._started and not self._exit.done():
             self._exit.set_result(ContainerExit(code=None, oom_killed=False, finished_at_unix_ms=now_ms()))
+
+    def note_pause(self, *, paused: bool) -> None:
+        """The container was frozen, or goes on; a frozen one answers no health check, and is thawed to be stopped."""
+        self._paused = paused
+        if self.status.state == types.TASK_STATE_RUNNING:
+            self.status.message = PAUSED_MESSAGE if paused else "resumed"
+            self._report()
 
     # ---- its life ----------------------------------------------------------------------------------
 
@@ -281,6 +290,8 @@ class TaskController:
             self.health = HealthView(types.HEALTH_STATE_HEALTHY)
         while True:
             await asyncio.sleep(next_probe_in_s(plan, self.health, self._age_s()))
+            if self._paused:
+                continue
             age_s = self._age_s()
             try:
                 probe = await self._around.runtime.execute(
@@ -349,6 +360,8 @@ class TaskController:
         delay_s = self.prepared.stop_delay_s
         if delay_s and await self._ended_within(delay_s):
             return
+        if self._paused:
+            await self._thaw()
         await self._send_signal(self.prepared.stop_signal)
         if await self._ended_within(self.prepared.stop_grace_s):
             return
@@ -357,6 +370,13 @@ class TaskController:
             if await self._ended_within(KILL_WAIT_S):
                 return
             self._log.warning("task.will_not_die", pid=self.status.container.pid)
+
+    async def _thaw(self) -> None:
+        """A frozen program cannot end by itself."""
+        try:
+            await self._around.runtime.resume(self.task.id)
+        except (LinkRefused, LinkLost) as error:
+            self._log.warning("task.not_thawed", why=str(error))
 
     async def _send_signal(self, number: int) -> None:
         try:
@@ -422,12 +442,15 @@ class TaskController:
         self.status.message = message
         self.status.timestamp_unix_ms = now_ms()
         self.status.applied_by = self._around.node_id
-        snapshot = types.TaskStatus()
-        snapshot.CopyFrom(self.status)
         # The leader's audit log has every step of every task; here an operator wants to see what came of it.
         tell = self._log.info if state >= types.TASK_STATE_RUNNING else self._log.debug
         name = types.TaskState.Name(state).removeprefix("TASK_STATE_").lower()
         tell("task.state", state=name, message=message, error=self.status.error)
+        self._report()
+
+    def _report(self) -> None:
+        snapshot = types.TaskStatus()
+        snapshot.CopyFrom(self.status)
         self._around.report(self.task.id, snapshot)
 
     async def _clean_up(self) -> None:

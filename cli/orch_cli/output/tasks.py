@@ -54,7 +54,9 @@ def current_state(task: Task, node: Node | None, now_ms: int) -> str:
     """``Running 2 minutes ago``; of a task out of sight, since when it is that."""
     if node is not None and is_out_of_sight(task, node):
         return f"Disconnected {format_ago(node.status.since_unix_ms, now_ms)}".rstrip()
-    return f"{state_word(task.status.state).capitalize()} {format_ago(task.status.timestamp_unix_ms, now_ms)}".rstrip()
+    paused = task.status.state == TaskState.TASK_STATE_RUNNING and task.status.message == "paused"
+    word = f"{state_word(task.status.state).capitalize()}{' (paused)' if paused else ''}"
+    return f"{word} {format_ago(task.status.timestamp_unix_ms, now_ms)}".rstrip()
 
 
 def task_reason(task: Task, node: Node | None = None, now_ms: int = 0) -> str:

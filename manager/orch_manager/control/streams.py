@@ -130,24 +130,33 @@ class Streams:
     # ---- exec ----------------------------------------------------------------------------------------
 
     async def exec(self, context: _Context) -> AsyncIterator[RelayOutput]:
-        """A command inside a running task, its input and output piped."""
+        """A command inside a running task, or another call about it, its input and output piped."""
         first = await context.read()
         if first is END_OF_STREAM or first.WhichOneof("message") != "start":
             raise InvalidArgument("cannot run a command", "the first message must be `start`")
-        task = self._running_task(first.start.target)
+        kind = first.start.task_call.WhichOneof("call")
+        task = self._running_task(first.start.target, alone=kind in ("pause", "copy_in"))
         current_call().about(f"task {task.service_name}.{task.slot} {task.id}")
         self._scope.require_task(task)
         call = RelayCall(exec=first.start.call)
-        call.exec.task_id = task.id
+        if kind is not None:
+            call = first.start.task_call
+            if "task_id" not in getattr(call, kind).DESCRIPTOR.fields_by_name:
+                raise InvalidArgument(f"cannot do '{kind}'", "it is no call about one task", "use SendToNode")
+        getattr(call, kind or "exec").task_id = task.id
         async for output in self._pipe(context, task.node_id, call):
             yield output
 
-    def _running_task(self, target: str) -> Task:
-        what = f"cannot run a command in '{target}'"
+    def _running_task(self, target: str, *, alone: bool) -> Task:
+        """The task that is meant, the first one of a service; ``alone`` refuses a service that runs several."""
+        what = f"cannot reach '{target}'"
         tasks = [task for task in self._target_tasks(target) if states.is_wanted(task)]
         running = [task for task in tasks if task.status.state in (states.RUNNING, states.STARTING)]
         if not running:
             raise FailedPrecondition(what, "no task of it is running", "look at them: orch ps")
+        if alone and len(running) > 1:
+            names = ", ".join(f"{task.service_name}.{task.slot}" for task in running[:3])
+            raise FailedPrecondition(what, f"it runs {len(running)} tasks", f"name one of them: {names}")
         return min(running, key=lambda task: task.slot)
 
     async def send_to_node(self, context: _Context) -> AsyncIterator[RelayOutput]:

@@ -1,0 +1,1 @@
+"""Talking with one running task: terminals, keys, streams, copies."""
