@@ -17,6 +17,7 @@ import grpc
 
 from orch_agent import logs as container_logs
 from orch_agent.calls import call_error, image_summary
+from orch_agent.containers.caller import LAST_WORD_WAIT_S
 from orch_agent.containers.service import KINDS, ContainerCalls
 from orch_agent.errors import RelayFailed
 from orch_agent.images.store import ImageStore
@@ -89,6 +90,10 @@ class RelayServer:
                     log.exception("relay.failed", error, call=str(first.call.WhichOneof("call")))  # noqa: PLE1205, TRY401 -- ours, not logging
                 await _say(stream, calls.RelayOutput(error=failure))
             await stream.done_writing()
+            # Cancelling the call would throw away what is still on its way to the caller.
+            async with asyncio.timeout(LAST_WORD_WAIT_S):
+                while isinstance(await stream.read(), dispatcher.RelayDown):
+                    pass
         except (grpc.aio.AioRpcError, TimeoutError, asyncio.InvalidStateError) as error:
             log.debug("relay.ended", relay=relay_id, why=str(error))
         finally:

@@ -55,10 +55,13 @@ class Command:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 await self._finish(answer)
+                await self._caller.finish(listening)
             elif self.detached:
                 await self._caller.say(calls.RelayOutput(result=calls.RelayResult()))
                 self._caller.has_left = True
                 self._close_stdin()
+            else:
+                listening.result()
         finally:
             telling.cancel()
             listening.cancel()

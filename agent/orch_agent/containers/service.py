@@ -142,6 +142,7 @@ class ContainerCalls:
                 status = controller.status.container
                 code = status.exit_code if status.HasField("exit_code") else None
                 await caller.say(calls.RelayOutput(result=calls.RelayResult(exit_code=code)))
+                await caller.finish(listening)
         finally:
             following.cancel()
             listening.cancel()
