@@ -65,8 +65,14 @@ async def standard_input() -> AsyncIterator[bytes]:
     """What comes on standard input, until its end; leaves the terminal's mode alone."""
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
+
+    def on_ready() -> None:
+        # Told once for each read: standard input is shared with the shell, so it blocks when there is nothing.
+        loop.remove_reader(0)
+        ready.set()
+
     try:
-        loop.add_reader(0, ready.set)
+        loop.add_reader(0, on_ready)
     except (PermissionError, OSError):
         # A regular file: always ready, and unknown to epoll.
         while data := await asyncio.to_thread(os.read, 0, READ_BYTES):
@@ -76,12 +82,10 @@ async def standard_input() -> AsyncIterator[bytes]:
         while True:
             await ready.wait()
             ready.clear()
-            try:
-                data = os.read(0, READ_BYTES)
-            except BlockingIOError:
-                continue
+            data = os.read(0, READ_BYTES)
             if not data:
                 return
+            loop.add_reader(0, on_ready)
             yield data
     finally:
         loop.remove_reader(0)
