@@ -29,6 +29,7 @@ log = logs.get("task")
 _T = TypeVar("_T")
 KILL_WAIT_S = 10.0
 PAUSED_MESSAGE = "paused"
+OOM_MESSAGE = "out of memory"
 
 
 def now_ms() -> int:
@@ -78,6 +79,7 @@ class TaskController:
         self.prepared: Prepared | None = None
         self.is_put_away = False
         self._paused = found is not None and found.paused
+        self._oom_count = 0
         self._around = around
         self._found = found
         self._needs: Needs | None = record.needs if record is not None else None
@@ -139,6 +141,15 @@ class TaskController:
         self._paused = paused
         if self.status.state == types.TASK_STATE_RUNNING:
             self.status.message = PAUSED_MESSAGE if paused else "resumed"
+            self._report()
+
+    def note_oom(self) -> None:
+        """The kernel ended a process of the container at its memory limit; if it was the first one, its end follows."""
+        self._oom_count += 1
+        if self.status.state == types.TASK_STATE_RUNNING:
+            times = "" if self._oom_count == 1 else f" ({self._oom_count} times)"
+            self.status.message = f"{OOM_MESSAGE}: a process of the container was killed{times}"
+            self._log.warning("task.out_of_memory", count=self._oom_count)
             self._report()
 
     # ---- its life ----------------------------------------------------------------------------------

@@ -250,6 +250,8 @@ class Worker:
         controller = self.controllers.get(event.id) if event is not None else None
         if isinstance(event, runtime_protocol.ExitEvent) and controller is not None:
             controller.container_ended(exit_of(event))
+        elif isinstance(event, runtime_protocol.OomEvent) and controller is not None:
+            controller.note_oom()
 
     async def runtime_connected(self) -> None:
         """The supervisor is there (again): what it knows is the truth.

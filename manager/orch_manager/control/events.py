@@ -23,6 +23,10 @@ def _task_words(old: Task | None, new: Task) -> tuple[str, str]:
         return f"wanted {states.state_name(new.desired_state)}", new.status.message
     if old.status.health.state != new.status.health.state:
         return "health changed", new.status.health.last_output
+    if old.status.message != new.status.message:
+        # Paused, resumed, out of memory: told by the agent of a task that runs on.
+        action, _, reason = new.status.message.partition(": ")
+        return action, reason
     return "", ""
 
 
