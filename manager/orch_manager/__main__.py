@@ -15,6 +15,8 @@ import signal
 import sys
 from pathlib import Path
 
+import uvloop
+
 from orch_manager.beginning import Beginning, begin
 from orch_manager.members.channels import consensus_channels
 from orch_manager.process import Manager, Options
@@ -127,7 +129,8 @@ def main() -> None:
     gc.freeze()
     gc.set_threshold(_GC_THRESHOLD)
     try:
-        asyncio.run(_run(arguments))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run(arguments))
     except StateLocked as error:
         _log.error("the state is locked", reason=error)
         sys.exit(EXIT_LOCKED)

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from orch_raft.engine import Member, MembershipAction, MembershipChange, SnapshotInstaller, SnapshotWriter
@@ -112,4 +114,7 @@ async def main(folder: Path, raft_id: int, port: int, heartbeat_ms: int, electio
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), *(int(argument) for argument in sys.argv[2:6])))
+    # ORCH_BENCH_LOOP=asyncio compares with the standard library's loop.
+    factory = uvloop.new_event_loop if os.environ.get("ORCH_BENCH_LOOP", "uvloop") == "uvloop" else None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main(Path(sys.argv[1]), *(int(argument) for argument in sys.argv[2:6])))

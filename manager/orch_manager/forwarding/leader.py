@@ -96,7 +96,8 @@ class Leader:
     async def changes(self, *, known: bool) -> None:
         """Returns once a leader is known, or is not, contrary to what the caller knew."""
         while (self.where() is not None) is known:
-            await self._wait_for(self._changed)
+            # Only an address may come without a change of leaders.
+            await (self._changed.wait() if known else self._wait_for(self._changed))
 
     async def _wait_for(self, changed: asyncio.Event, until_s: float | None = None) -> None:
         """Returns when it is worth looking again."""

@@ -34,7 +34,7 @@ def test_a_manager_without_a_leader_says_so(tmp_path: Path) -> None:
         async with managers(tmp_path, 3) as cluster:
             for node in cluster.nodes:
                 assert await asked(node, "") == SERVING
-                assert await asked(node, CONTROL) == SERVING
+                await until(lambda node=node: _serves(node), "it knows the leader")  # type: ignore[misc]
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await asked(cluster.nodes[0], "nothing")
             assert caught.value.code() is grpc.StatusCode.NOT_FOUND
@@ -48,10 +48,10 @@ def test_a_manager_without_a_leader_says_so(tmp_path: Path) -> None:
             await until(refuses, "it notices that nobody leads")
             assert await asked(left, "") == SERVING
             await lost[0].start()
-
-            async def serves() -> bool:
-                return await asked(left, CONTROL) == SERVING
-
-            await until(serves, "there is a leader again")
+            await until(lambda: _serves(left), "there is a leader again")
 
     asyncio.run(story())
+
+
+async def _serves(node: ManagerNode) -> bool:
+    return await asked(node, CONTROL) == SERVING
