@@ -7,6 +7,7 @@ Reads one JSON object from standard input, writes events as JSON lines to standa
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import signal
@@ -50,13 +51,21 @@ def _build(store: ImageStore, wish: dict[str, Any], upload: Path) -> list[str]:
         def progress(event: BuildEvent) -> None:
             _say(progress=plain_line(event), from_step=event.kind is EventKind.OUTPUT)
 
-        builder = Builder(store, RuntimeStepRunner(wish["runtime_socket"]))
+        runtime_socket = Path(wish["runtime_socket"])
+        secrets = {name: base64.b64decode(value) for name, value in wish["secrets"].items()}
+        # The runtime's folder is on the node's tmpfs.
+        builder = Builder(store, RuntimeStepRunner(str(runtime_socket)), secrets_folder=runtime_socket.parent)
         image = builder.build(
             context,
             dockerfile=context / dockerfile,
-            tag=wish["reference"],
+            tag=wish["reference"] or None,
+            tags=wish["tags"],
             build_args=wish["build_args"],
+            labels=wish["labels"],
             target=wish["target"] or None,
+            platform=wish["platform"],
+            network=wish["network"] or "default",
+            secrets=secrets,
             no_cache=wish["no_cache"],
             progress=progress,
         )

@@ -6,6 +6,7 @@ Calls about one running container are served by `orch_agent.containers`.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import sys
@@ -123,6 +124,10 @@ class RelayServer:
                     "target": build.target,
                     "no_cache": build.no_cache,
                     "labels": dict(build.labels),
+                    "secrets": {name: base64.b64encode(value).decode() for name, value in build.secrets.items()},
+                    "network": build.network,
+                    "platform": build.platform,
+                    "tags": list(build.tags),
                     "runtime_socket": str(self._runtime_socket),
                 }
                 await self._serve_image_work(stream, wish)

@@ -27,7 +27,9 @@ def content(store: ImageStore, info: ImageInfo, path: str) -> str:
 
 
 def outputs(events: list[BuildEvent]) -> list[str]:
-    return [event.text for event in events if event.kind is EventKind.OUTPUT]
+    """What commands wrote; the step that makes the image speaks too."""
+    exporting = {event.step for event in events if event.text == "exporting to image"}
+    return [event.text for event in events if event.kind is EventKind.OUTPUT and event.step not in exporting]
 
 
 def test_run_writes_files_with_the_steps_environment(builder: Builder, store: ImageStore, context: Context) -> None:

@@ -35,8 +35,8 @@ class CopyPlan:
     attributes: Attributes
     unpacked_attributes: Attributes
     """For what comes out of archives: its own owners, unless --chown was given."""
-    unpack: bool
-    """ADD's habit: archives among the sources are unpacked."""
+    parents: bool = False
+    """--parents: sources keep the folders of their path, all below the destination."""
 
 
 def run(plan: CopyPlan, writer: LayerWriter, staging: Path, limits: UnpackLimits) -> None:
@@ -51,7 +51,7 @@ def run(plan: CopyPlan, writer: LayerWriter, staging: Path, limits: UnpackLimits
         for source in plan.sources:
             if source.node.is_directory:
                 _copy_folder(plan, source, writer)
-            elif plan.unpack and is_archive(source.node.source):
+            elif source.unpack and is_archive(source.node.source):
                 _unpack(plan, source, writer, staging, limits)
             else:
                 target = plan.destination.rstrip("/")
@@ -88,7 +88,7 @@ def is_archive(path: str) -> bool:
 
 
 def _goes_into_folder(plan: CopyPlan, writer: LayerWriter) -> bool:
-    if plan.destination.endswith("/"):
+    if plan.destination.endswith("/") or plan.parents:
         return True
     present = writer.tree.lookup(plan.destination)
     if present and present.is_directory:
@@ -102,7 +102,8 @@ def _goes_into_folder(plan: CopyPlan, writer: LayerWriter) -> bool:
 
 
 def _copy_folder(plan: CopyPlan, source: Source, writer: LayerWriter) -> None:
-    target = writer.make_directory(plan.destination, plan.attributes)
+    destination = f"{plan.destination.rstrip('/')}/{source.name}" if plan.parents else plan.destination
+    target = writer.make_directory(destination, plan.attributes)
     for relative, node in plan.tree.below(source.node):
         writer.copy(node, f"{target.rstrip('/')}/{relative}", plan.attributes)
 

@@ -3,6 +3,7 @@
     BuildError
     ├── DockerfileError     the Dockerfile is wrong; names file and line
     ├── ContextError        the build's folder lacks something or leads outside of itself
+    ├── StageStopped        a stage ended early, as another one had failed; that one's error is shown
     └── StepFailed          a command ended with another code than 0
 
 Each message says what failed, why, and what to do.
@@ -25,6 +26,10 @@ class DockerfileError(BuildError):
 
 class ContextError(BuildError):
     """Raised when a source of COPY or ADD is missing, ignored or outside of the build's folder."""
+
+
+class StageStopped(BuildError):
+    """Raised within a build in stages that end early because another one has failed; never reaches a caller."""
 
 
 class StepFailed(BuildError):

@@ -1,8 +1,9 @@
 """Variables and quotes in the words of a Dockerfile.
 
 Source: docker's Dockerfile reference, section Environment replacement: `$a`, `${a}`, `${a:-w}`, `${a:+w}`, `${a:?w}`
-and the same without the colon (where an empty value counts as set); no replacement in single quotes; the escape
-character before `$` or a quote takes its meaning away.
+and the same without the colon (where an empty value counts as set); `${a#p}`, `${a##p}`, `${a%p}`, `${a%%p}`,
+`${a/p/w}`, `${a//p/w}` with the shell's patterns `*` and `?`; no replacement in single quotes; the escape character
+before `$` or a quote takes its meaning away.
 """
 
 import re
@@ -11,6 +12,8 @@ from collections.abc import Callable, Mapping
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9]|[@*#?-]")
 _DEPTH_MAX = 20
 EXPANDED_CHARACTERS_MAX = 256 * 1024
+_EDITED_CHARACTERS_MAX = 4096
+_STARS_MAX = 4
 
 
 class ExpansionError(ValueError):
@@ -24,6 +27,15 @@ def expand(word: str, variables: Mapping[str, str], *, escape: str = "\\") -> st
         ExpansionError: a brace or quote is open, an operator unknown, a `:?` variable missing, or the result too long.
     """
     return _Expander(word, variables, escape).run()
+
+
+def expand_text(text: str, variables: Mapping[str, str], *, escape: str = "\\") -> str:
+    """Replace the variables of a heredoc's body; quotes are ordinary there, and an escaped dollar is a dollar.
+
+    Raises:
+        ExpansionError: a brace is open, an operator unknown, or the result too long.
+    """
+    return _Expander(text, variables, escape, quotes=False).run()
 
 
 def split_words(text: str, *, escape: str = "\\") -> tuple[str, ...]:
@@ -60,11 +72,14 @@ def split_words(text: str, *, escape: str = "\\") -> tuple[str, ...]:
 
 
 class _Expander:
-    def __init__(self, text: str, variables: Mapping[str, str], escape: str, depth: int = 0) -> None:
+    def __init__(
+        self, text: str, variables: Mapping[str, str], escape: str, depth: int = 0, *, quotes: bool = True
+    ) -> None:
         self._text = text
         self._variables = variables
         self._escape = escape
         self._depth = depth
+        self._quotes = quotes
         self._at = 0
         if depth > _DEPTH_MAX:
             raise ExpansionError(f"variables are nested deeper than {_DEPTH_MAX}")
@@ -79,19 +94,22 @@ class _Expander:
         out: list[str] = []
         while self._at < len(self._text) and not done():
             character = self._text[self._at]
-            if character == "'":
+            if character == "'" and self._quotes:
                 out.append(self._single_quoted())
-            elif character == '"':
+            elif character == '"' and self._quotes:
                 out.append(self._double_quoted())
             elif character == "$":
                 out.append(self._variable())
-            elif character == self._escape and self._at + 1 < len(self._text):
+            elif character == self._escape and self._escapes(self._text[self._at + 1 : self._at + 2]):
                 out.append(self._text[self._at + 1])
                 self._at += 2
             else:
                 out.append(character)
                 self._at += 1
         return "".join(out)
+
+    def _escapes(self, following: str) -> bool:
+        return following != "" and (self._quotes or following in ("$", self._escape))
 
     def _single_quoted(self) -> str:
         end = self._text.find("'", self._at + 1)
@@ -141,17 +159,47 @@ class _Expander:
         if operator == "}" and not colon:
             self._at += 1
             return self._variables.get(name, "")
+        if not colon and operator and operator in "#%/":
+            return self._edited(name, operator)
         if not operator or operator not in "-+?":
-            raise ExpansionError(f"${{{name}{':' if colon else ''}{operator}...}} is not supported; use - + or ?")
+            raise ExpansionError(f"${{{name}{':' if colon else ''}{operator}...}} is not supported; use - + ? # % or /")
         self._at += colon + 1
-        inner = _Expander(self._text, self._variables, self._escape, self._depth + 1)
-        inner._at = self._at
-        word = inner._until(lambda: self._text[inner._at] == "}")
-        self._at = inner._at
-        if self._text[self._at : self._at + 1] != "}":
-            raise ExpansionError(f"${{{name} is not closed by }}")
+        word = self._operand(name, "}")
         self._at += 1
         return self._chosen(name, operator, word, colon=colon)
+
+    def _operand(self, name: str, ends: str) -> str:
+        """The word up to one of `ends`, which is left standing."""
+        inner = _Expander(self._text, self._variables, self._escape, self._depth + 1, quotes=self._quotes)
+        inner._at = self._at
+        word = inner._until(lambda: self._text[inner._at] in ends)
+        self._at = inner._at
+        if self._at >= len(self._text):
+            raise ExpansionError(f"${{{name} is not closed by }}")
+        return word
+
+    def _edited(self, name: str, operator: str) -> str:
+        """`${name#pattern}` and its like: the value without a match at one end, or with matches replaced."""
+        twice = self._text[self._at + 1 : self._at + 2] == operator
+        self._at += 1 + twice
+        value = self._variables.get(name, "")
+        pattern = self._operand(name, "}" if operator != "/" else "/}")
+        if operator != "/":
+            self._at += 1
+            return _without(value, pattern, at_end=operator == "%", longest=twice)
+        replacement = ""
+        if self._text[self._at] == "/":
+            self._at += 1
+            replacement = self._operand(name, "}")
+        self._at += 1
+        if len(value) > _EDITED_CHARACTERS_MAX:
+            raise ExpansionError(f"a value to be edited is longer than {_EDITED_CHARACTERS_MAX} characters")
+        regex = _shell_pattern(pattern)
+        return (
+            re.sub(regex, lambda match: replacement if match.group() else "", value, count=0 if twice else 1)
+            if pattern
+            else value
+        )
 
     def _chosen(self, name: str, operator: str, word: str, *, colon: bool) -> str:
         value = self._variables.get(name)
@@ -163,3 +211,24 @@ class _Expander:
         if operator == "?":
             raise ExpansionError(f"the variable {name} is not set{': ' + word if word else ''}; pass it by --build-arg")
         return word
+
+
+def _without(value: str, pattern: str, *, at_end: bool, longest: bool) -> str:
+    """The value without the shortest or longest match of a shell pattern at its beginning or end."""
+    if len(value) > _EDITED_CHARACTERS_MAX:
+        raise ExpansionError(f"a value to be cut is longer than {_EDITED_CHARACTERS_MAX} characters")
+    regex = re.compile(_shell_pattern(pattern))
+    lengths = range(len(value), -1, -1) if longest else range(len(value) + 1)
+    for length in lengths:
+        part = value[len(value) - length :] if at_end else value[:length]
+        if regex.fullmatch(part):
+            return value[: len(value) - length] if at_end else value[length:]
+    return value
+
+
+def _shell_pattern(pattern: str) -> str:
+    """A shell pattern of `*` and `?` as a regular expression; escapes were taken away before."""
+    pieces = re.sub(r"\*+", "*", pattern)
+    if pieces.count("*") > _STARS_MAX:
+        raise ExpansionError(f"the pattern {pattern[:50]!r} has more than {_STARS_MAX} stars")
+    return "(?s:" + "".join({"*": ".*", "?": "."}.get(c, re.escape(c)) for c in pieces) + ")"

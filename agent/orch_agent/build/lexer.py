@@ -109,7 +109,8 @@ class _Lines:
             self._next += 1
 
     def _heredocs(self, text: str, number: int) -> tuple[Heredoc, ...]:
-        if text.split(None, 1)[0].upper() not in _WITH_HEREDOCS:
+        words = [word.upper() for word in text.split(None, 2)[:2]]
+        if words[words[0] == "ONBUILD" and len(words) > 1] not in _WITH_HEREDOCS:
             return ()
         return tuple(self._body(match, number) for match in _HEREDOC.finditer(text))
 

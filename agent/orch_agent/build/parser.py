@@ -7,7 +7,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orch_agent.build.errors import DockerfileError
 from orch_agent.build.expand import ExpansionError, split_words
@@ -15,21 +15,24 @@ from orch_agent.build.lexer import Heredoc, LogicalLine, lex
 
 _FLAGS: Mapping[str, frozenset[str]] = {
     "FROM": frozenset({"platform"}),
-    "RUN": frozenset({"network"}),
-    "COPY": frozenset({"from", "chown", "chmod", "link"}),
-    "ADD": frozenset({"chown", "chmod", "link"}),
+    "RUN": frozenset({"network", "mount", "security"}),
+    "COPY": frozenset({"from", "chown", "chmod", "link", "parents", "exclude"}),
+    "ADD": frozenset({"chown", "chmod", "link", "exclude", "checksum", "unpack", "keep-git-dir"}),
     "HEALTHCHECK": frozenset({"interval", "timeout", "start-period", "start-interval", "retries"}),
 }
-_KNOWN_UNSUPPORTED = {
-    "ONBUILD": "write the instruction into the Dockerfile that needs it",
-}
+_REPEATED = frozenset({"mount", "exclude"})
+_SWITCHES = frozenset({"link", "parents", "unpack", "keep-git-dir"})
+_TRUTH = {"true": "true", "1": "true", "false": "", "0": ""}
+_NOT_IN_ONBUILD = ("ONBUILD", "FROM", "MAINTAINER")
 _SINGLE = ("STOPSIGNAL", "USER", "WORKDIR", "MAINTAINER")
 _COMMANDS = ("RUN", "CMD", "ENTRYPOINT", "SHELL")
 _PAIRS = ("ENV", "LABEL")
 _WORDS = ("EXPOSE", "VOLUME", "ARG", "COPY", "ADD", "FROM")
-INSTRUCTIONS = frozenset({*_SINGLE, *_COMMANDS, *_PAIRS, *_WORDS, "HEALTHCHECK"})
+INSTRUCTIONS = frozenset({*_SINGLE, *_COMMANDS, *_PAIRS, *_WORDS, "HEALTHCHECK", "ONBUILD"})
 _FLAG = re.compile(r"--([a-z-]+)(?:=(.*))?\Z", re.DOTALL)
 _JSON_ONLY_SHELL = "SHELL"
+_WHOLE_LINE = frozenset({*_COMMANDS, *_SINGLE, "HEALTHCHECK", "ONBUILD"})
+_NEVER_JSON = frozenset({*_SINGLE, *_PAIRS, "FROM", "ARG", "HEALTHCHECK", "ONBUILD"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,9 @@ class Instruction:
     """Words; for ENV and LABEL keys and values in turn; for a command in shell form one line."""
     json_form: bool = False
     flags: Mapping[str, str] = field(default_factory=dict)
+    """Options given once; a switch is `true` or empty."""
+    repeated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Options that may be given several times: --mount and --exclude."""
     heredocs: tuple[Heredoc, ...] = ()
 
 
@@ -74,6 +80,20 @@ def parse(text: str, *, file: str = "Dockerfile") -> Dockerfile:
     if first.keyword != "FROM":
         raise DockerfileError(f"{first.keyword} stands before the first FROM; only ARG may", file=file, line=first.line)
     return Dockerfile(file, instructions, lexed.escape)
+
+
+def parse_triggers(lines: tuple[str, ...], *, image: str) -> tuple[Instruction, ...]:
+    """Parse what ONBUILD kept in an image, for a build that begins from it.
+
+    Raises:
+        DockerfileError: naming the image, and the trigger's number as the line.
+    """
+    file = f"ONBUILD of {image}"
+    return tuple(
+        _Parser(logical, "\\", file).instruction()
+        for number, text in enumerate(lines, start=1)
+        for logical in (replace(line, number=number) for line in lex(text, file=file).lines)
+    )
 
 
 def parse_changes(lines: tuple[str, ...]) -> tuple[Instruction, ...]:
@@ -111,18 +131,21 @@ class _Parser:
         keyword = self._keyword
         if keyword not in INSTRUCTIONS:
             raise self._error(_unknown(self._line.text.split(None, 1)[0], keyword))
-        flags = self._take_flags()
+        flags, repeated = self._take_flags()
         if not self._rest and keyword != "ARG":
             raise self._error(f"{keyword} has no argument; write one or remove the line")
-        json_args = self._json() if keyword not in (*_SINGLE, *_PAIRS, "FROM", "ARG", "HEALTHCHECK") else None
+        json_args = self._json() if keyword not in _NEVER_JSON else None
         args = json_args if json_args is not None else self._args(keyword)
         self._check(keyword, args, json_form=json_args is not None)
         text = " ".join(self._line.text.split())
-        return Instruction(keyword, self._line.number, text, args, json_args is not None, flags, self._line.heredocs)
+        return Instruction(
+            keyword, self._line.number, text, args, json_args is not None, flags, repeated, self._line.heredocs
+        )
 
-    def _take_flags(self) -> dict[str, str]:
+    def _take_flags(self) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
         allowed = _FLAGS.get(self._keyword, frozenset())
         flags: dict[str, str] = {}
+        repeated: dict[str, tuple[str, ...]] = {}
         while self._rest.startswith("--"):
             word = self._rest.split(None, 1)[0]
             match = _FLAG.match(word)
@@ -135,17 +158,29 @@ class _Parser:
             if name in flags:
                 raise self._error(f"--{name} is given twice; keep one")
             value = match.group(2)
-            if value is None and name != "link":
-                raise self._error(f"--{name} needs a value: --{name}=...")
-            flags[name] = value or ""
             self._rest = self._rest[len(word) :].lstrip()
-        return flags
+            if name in _SWITCHES:
+                flags[name] = self._switch(name, value)
+                continue
+            if not value:
+                raise self._error(f"--{name} needs a value: --{name}=...")
+            if name in _REPEATED:
+                repeated[name] = (*repeated.get(name, ()), value)
+            else:
+                flags[name] = value
+        return flags, repeated
+
+    def _switch(self, name: str, value: str | None) -> str:
+        known = _TRUTH.get((value or "true").lower())
+        if known is None:
+            raise self._error(f"--{name}={value} is neither true nor false")
+        return known
 
     def _json(self) -> tuple[str, ...] | None:
         return json_list(self._rest)
 
     def _args(self, keyword: str) -> tuple[str, ...]:
-        if keyword in _COMMANDS or keyword in _SINGLE or keyword == "HEALTHCHECK":
+        if keyword in _WHOLE_LINE:
             return (self._rest,)
         try:
             words = split_words(self._rest, escape=self._escape)
@@ -179,14 +214,20 @@ class _Parser:
             raise self._error(f"{keyword} needs one source or more, and a destination")
         if keyword == "FROM" and not (len(args) == 1 or (len(args) == 3 and args[1].upper() == "AS")):
             raise self._error("FROM takes an image, and optionally AS with a name")
+        if keyword == "ONBUILD":
+            self._check_trigger(args[0])
+
+    def _check_trigger(self, text: str) -> None:
+        word = text.split(None, 1)[0].upper()
+        if word in _NOT_IN_ONBUILD:
+            raise self._error(f"ONBUILD {word} is not allowed; docker refuses it too")
+        _Parser(replace(self._line, text=text), self._escape, self._file).instruction()
 
     def _error(self, message: str) -> DockerfileError:
         return DockerfileError(message, file=self._file, line=self._line.number)
 
 
 def _unknown(word: str, keyword: str) -> str:
-    if keyword in _KNOWN_UNSUPPORTED:
-        return f"{keyword} is not supported; {_KNOWN_UNSUPPORTED[keyword]}"
     near = difflib.get_close_matches(keyword, INSTRUCTIONS, 1, 0.6)
     hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(INSTRUCTIONS))}"
     return f"unknown instruction {word[:50]!r}; {hint}"

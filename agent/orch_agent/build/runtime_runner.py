@@ -10,12 +10,13 @@ import os
 import secrets
 import select
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from orch_agent.build.errors import BuildError
-from orch_agent.build.runner import Output, StepCommand
+from orch_agent.build.runner import Output, StepCommand, StepMount
 from orch_agent.images.merged import MergedTree, PathProblem
 from orch_runtime.client import RuntimeClient
 from orch_runtime.config import DEFAULT_MOUNTS, compile_config, default_config
@@ -32,6 +33,7 @@ LINE_BYTES_MAX = 16 * 1024
 _RECONNECT_S = 10.0
 _HOST_FILES = ("/etc/resolv.conf", "/etc/hosts")
 _POLL_S = (0.001, 0.1)
+_STOP_POLL_S = 0.25
 
 
 class RuntimeStepRunner:
@@ -57,7 +59,9 @@ class RuntimeStepRunner:
                     client.run(_plan(command, container_id), descriptors=(null.fileno(), write_fd, write_fd))
                 finally:
                     os.close(write_fd)
-            ended = self._follow(read_fd, output, deadline) and self._exit(container_id, deadline)
+            ended = self._follow(read_fd, output, deadline, command.stop) and self._exit(container_id, deadline)
+            if command.stop is not None and command.stop.is_set():
+                raise BuildError("the command was ended, as another step of the build had failed")
             if not ended:
                 raise BuildError(f"the command was stopped after {self._timeout_s:g} s; split it, or make it quicker")
             return _exit_code(ended)
@@ -81,16 +85,16 @@ class RuntimeStepRunner:
         return left
 
     @staticmethod
-    def _follow(descriptor: int, output: Output, deadline: float) -> bool:
-        """Pass on lines until every process has closed its end; False if that is not in time."""
+    def _follow(descriptor: int, output: Output, deadline: float, stop: threading.Event | None) -> bool:
+        """Pass on lines until every process has closed its end; False if that is not in time, or `stop` is set."""
         pending = b""
         readable = select.poll()  # select() itself knows no descriptor above 1023
         readable.register(descriptor, select.POLLIN)
         while True:
             left_s = deadline - time.monotonic()
-            if left_s <= 0:
+            if left_s <= 0 or (stop is not None and stop.is_set()):
                 return False
-            if not readable.poll(left_s * 1000):
+            if not readable.poll(min(left_s, _STOP_POLL_S) * 1000):
                 continue
             data = os.read(descriptor, 65536)
             pending += data
@@ -135,7 +139,7 @@ class RuntimeStepRunner:
 
 def _plan(command: StepCommand, container_id: str) -> Plan:
     config = default_config(
-        args=command.args, env=command.env, cwd=command.working_dir, hostname="build", host_network=True
+        args=command.args, env=command.env, cwd=command.working_dir, hostname="build", host_network=command.host_network
     )
     config["mounts"] += [
         {
@@ -147,8 +151,18 @@ def _plan(command: StepCommand, container_id: str) -> Plan:
         for path in _HOST_FILES
         if Path(path).exists()
     ]
+    config["mounts"] += [_mount_entry(mount) for mount in command.mounts]
     rootfs = OverlayRootfs(command.lower_dirs, command.upper_dir, command.work_dir)
     return compile_config(config, rootfs=rootfs, container_id=container_id, user=command.user or None)
+
+
+def _mount_entry(mount: StepMount) -> dict[str, object]:
+    access = "ro" if mount.read_only else "rw"
+    if not mount.source:
+        options = [access, "nosuid", "nodev", *mount.options]
+        return {"destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": options}
+    options = ["bind", access, "nosuid", "nodev"]
+    return {"destination": mount.target, "type": "bind", "source": mount.source, "options": options}
 
 
 def _exit_code(state: ContainerState) -> int:
@@ -162,8 +176,9 @@ def _exit_code(state: ContainerState) -> int:
 def _remove_mount_targets(command: StepCommand) -> None:
     """Take what mounting made out of the layer: empty files and folders, and folders copied up to hold them."""
     below = MergedTree(command.lower_dirs)
-    for path in _mount_targets():
+    for named in _mount_targets(command):
         try:
+            path = below.resolve(named)
             known = below.lookup(path, follow=False)
         except PathProblem:
             continue
@@ -182,7 +197,8 @@ def _same_folder(one: os.stat_result, other: os.stat_result) -> bool:
     return (one.st_mode, one.st_uid, one.st_gid) == (other.st_mode, other.st_uid, other.st_gid)
 
 
-def _mount_targets() -> Iterator[str]:
+def _mount_targets(command: StepCommand) -> Iterator[str]:
     targets = {str(mount["destination"]) for mount in DEFAULT_MOUNTS} | set(_HOST_FILES)
+    targets |= {mount.target for mount in command.mounts}
     parents = {str(parent) for target in targets for parent in Path(target).parents} - {"/"}
     yield from sorted(targets | parents, key=len, reverse=True)

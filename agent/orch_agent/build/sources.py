@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,16 +22,43 @@ class Source:
     node: Node
     name: str
     """Its own name, which it keeps when it is copied into a folder."""
+    path: str = ""
+    """As it was named or matched, from the tree's root, without links resolved."""
+    unpack: bool = False
+    """ADD's habit: an archive is unpacked."""
 
 
 class SourceTree:
     """A tree that COPY reads from."""
 
-    def __init__(self, tree: MergedTree, *, ignore: IgnoreRules | None, described: str) -> None:
-        """Read from `tree` without what `ignore` leaves out; `described` names it in errors."""
+    def __init__(
+        self, tree: MergedTree, *, ignore: IgnoreRules | None, described: str, excluded: IgnoreRules | None = None
+    ) -> None:
+        """Read from `tree` without what `ignore` leaves out; `described` names it in errors.
+
+        `excluded` leaves out more, by the path relative to each copied folder.
+        """
         self._tree = tree
         self._ignore = ignore
         self._described = described
+        self._excluded = excluded
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether `.dockerignore` leaves something out."""
+        return self._ignore is not None
+
+    def excluding(self, patterns: Sequence[str]) -> "SourceTree":
+        """The same tree for one COPY with `--exclude`.
+
+        Raises:
+            ContextError: a pattern is malformed.
+        """
+        try:
+            rules = IgnoreRules(patterns)
+        except PatternError as error:
+            raise ContextError(f"--exclude: {error}; correct the pattern") from error
+        return SourceTree(self._tree, ignore=self._ignore, described=self._described, excluded=rules)
 
     def find(self, path: str) -> tuple[Source, ...]:
         """The sources that a path or pattern names, sorted.
@@ -46,7 +73,14 @@ class SourceTree:
             found = self._matches(parts) if has_wildcard(path) else self._exact(parts)
         except (PatternError, PathProblem) as error:
             raise ContextError(f"{path!r} cannot be copied from {self._described}: {error}") from error
-        if not found:
+        if found and self._excluded:
+            excluded = self._excluded
+            found = tuple(
+                source
+                for source in found
+                if source.node.is_directory or not (excluded.ignores(source.name) or excluded.ignores(source.path))
+            )
+        elif not found:
             why = "is left out by .dockerignore or does not exist" if self._ignore else "does not exist"
             raise ContextError(f"{path!r} {why} in {self._described}; check the path, which is relative to it")
         return found
@@ -57,17 +91,19 @@ class SourceTree:
         start = len(folder.path.rstrip("/")) + 1
         while pending:
             node = pending.pop()
-            ignored = self._ignores(node)
+            relative = node.path[start:]
+            excluded = self._excluded is not None and self._excluded.ignores(relative)
+            ignored = excluded or self._ignores(node)
             if not ignored and not stat.S_ISSOCK(node.status.st_mode):
-                yield node.path[start:], node
-            if node.is_directory and (not ignored or (self._ignore is not None and self._ignore.has_exceptions)):
+                yield relative, node
+            if node.is_directory and (not ignored or _has_exceptions(self._ignore, self._excluded)):
                 pending += reversed(self._tree.children(node))
 
     def _exact(self, parts: list[str]) -> tuple[Source, ...]:
         node = self._tree.lookup("/" + "/".join(parts))
         if node is None or (parts and not node.is_directory and self._ignores(node)):
             return ()
-        return (Source(node, parts[-1] if parts else ""),)
+        return (Source(node, parts[-1] if parts else "", "/".join(parts)),)
 
     def _matches(self, parts: list[str]) -> tuple[Source, ...]:
         nodes = [self._tree.root()]
@@ -84,8 +120,8 @@ class SourceTree:
                 children = [child for child in followed if child and child.is_directory]
             nodes = children
         kept = [node for node in nodes if not self._ignores(node)]
-        targets = [(self._tree.lookup(node.path), node.path.rpartition("/")[2]) for node in kept]
-        return tuple(Source(node, name) for node, name in targets if node)
+        targets = [(self._tree.lookup(node.path), node.path) for node in kept]
+        return tuple(Source(node, path.rpartition("/")[2], path.lstrip("/")) for node, path in targets if node)
 
     def _ignores(self, node: Node) -> bool:
         return self._ignore is not None and self._ignore.ignores(node.path.lstrip("/"))
@@ -129,6 +165,10 @@ def within(context: Path, path: Path) -> Path | None:
     except PathProblem as error:
         raise ContextError(f"{path}: {error}") from error
     return Path(node.source) if node else None
+
+
+def _has_exceptions(*rules: IgnoreRules | None) -> bool:
+    return any(rule is not None and rule.has_exceptions for rule in rules)
 
 
 def digest(tree: SourceTree, sources: Iterable[Source], attributes: Attributes) -> str:

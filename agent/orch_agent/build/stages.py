@@ -3,12 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from orch_agent.build import mount_specs
 from orch_agent.build.errors import DockerfileError
 from orch_agent.build.expand import ExpansionError, expand
 from orch_agent.build.parser import Dockerfile, Instruction
 from orch_agent.images.archive import host_architecture
 
 SCRATCH = "scratch"
+_SAME_PLATFORMS = {
+    "linux/amd64": ("linux/x86_64", "linux/amd64/v1"),
+    "linux/arm64": ("linux/aarch64", "linux/arm64/v8"),
+}
 _PROXY_ARGS = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
 PREDEFINED_ARGS = frozenset({*_PROXY_ARGS, *(name.lower() for name in _PROXY_ARGS)})
 """Build arguments that need no ARG (docker's reference, Predefined ARGs)."""
@@ -63,15 +68,17 @@ class Plan:
         wanted = {last.index}
         for stage in reversed(self.stages[: last.index + 1]):
             if stage.index in wanted:
-                wanted |= self._sources(stage)
+                wanted |= self.sources(stage)
         return tuple(stage for stage in self.stages if stage.index in wanted)
 
-    def _sources(self, stage: Stage) -> set[int]:
+    def sources(self, stage: Stage) -> set[int]:
+        """The numbers of the stages that a stage takes something from."""
         found = {int(stage.base[1:])} if stage.base.startswith("#") else set()
         for instruction in stage.instructions:
-            source = self.earlier(instruction.flags.get("from", ""), stage)
-            if source:
-                found.add(source.index)
+            for name in (instruction.flags.get("from", ""), *mount_specs.origins(instruction)):
+                source = self.earlier(name, stage)
+                if source:
+                    found.add(source.index)
         return found
 
     def earlier(self, name: str, stage: Stage) -> Stage | None:
@@ -92,6 +99,13 @@ def platform_args() -> dict[str, str]:
             f"{prefix}VARIANT": "",
         }
     return values
+
+
+def platform_problem(platform: str) -> str:
+    """Why this node cannot build for a platform; empty if it can."""
+    here = f"linux/{host_architecture()}"
+    own = {"", "local", "linux", here, *_SAME_PLATFORMS.get(here, ())}
+    return "" if platform.lower() in own else f"this node builds for {here} only; leave it out, or use such a node"
 
 
 def plan(dockerfile: Dockerfile, build_args: Mapping[str, str]) -> Plan:
@@ -123,8 +137,12 @@ def declare_args(
     build_args: Mapping[str, str],
     global_args: Mapping[str, str],
     dockerfile: Dockerfile,
+    *,
+    environment: Mapping[str, str] | None = None,
 ) -> None:
     """Add what an ARG declares to `args`: the caller's value, else its default, else the global one of that name.
+
+    A default may name arguments before it and, over them, variables of `environment`.
 
     Raises:
         DockerfileError: a name or default is malformed.
@@ -139,7 +157,7 @@ def declare_args(
             args[name] = build_args[name]
         elif equals:
             try:
-                args[name] = expand(default, args, escape=dockerfile.escape)
+                args[name] = expand(default, {**args, **(environment or {})}, escape=dockerfile.escape)
             except ExpansionError as error:
                 raise dockerfile.error(instruction.line, f"ARG {name}: {error}") from error
         elif name in global_args:
@@ -158,9 +176,8 @@ def _stage(
         platform = expand(first.flags.get("platform", ""), global_args, escape=dockerfile.escape)
     except ExpansionError as error:
         raise dockerfile.error(first.line, f"FROM: {error}") from error
-    here = f"linux/{host_architecture()}"
-    if platform not in ("", here, "linux"):
-        raise dockerfile.error(first.line, f"FROM --platform={platform}: this node builds for {here} only")
+    if problem := platform_problem(platform):
+        raise dockerfile.error(first.line, f"FROM --platform={platform}: {problem}")
     if not base:
         raise dockerfile.error(first.line, f"FROM {first.args[0]} names no image; give the ARG a value")
     name = first.args[2].lower() if len(first.args) == 3 else ""

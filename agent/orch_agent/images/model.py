@@ -45,6 +45,8 @@ class ImageConfig:
     os: str = "linux"
     variant: str = ""
     author: str = ""
+    on_build: tuple[str, ...] = ()
+    """Instructions for builds that begin from this image (docker's ONBUILD)."""
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -128,6 +130,7 @@ def read_config(raw: bytes) -> ConfigDocument:
         os=reader.string(top.get("os"), "os") or "linux",
         variant=reader.string(top.get("variant"), "variant"),
         author=reader.string(top.get("author"), "author"),
+        on_build=tuple(reader.strings(inner.get("OnBuild"), "config.OnBuild") or ()),
     )
     history = tuple(_read_history(reader, entry) for entry in reader.sequence(top.get("history"), "history"))
     diff_ids = tuple(reader.strings(rootfs.get("diff_ids"), "rootfs.diff_ids") or ())
@@ -149,6 +152,7 @@ def write_config(document: ConfigDocument) -> bytes:
         "StopSignal": config.stop_signal,
         "Healthcheck": _write_healthcheck(config.healthcheck),
         "Shell": None if config.shell is None else list(config.shell),
+        "OnBuild": list(config.on_build),
     }
     top: dict[str, Any] = {
         "created": document.created,

@@ -315,7 +315,7 @@ def test_add_of_a_hostile_archive_is_refused(project: Project) -> None:
         ("FROM scratch\nCOPY a b /file", "end the destination with a slash"),
         ("FROM scratch\nCOPY a /f\nCOPY b /f/", "is a file"),
         ("FROM scratch\nCOPY --chmod=u+x a /", "not an octal mode"),
-        ("FROM scratch\nADD https://example.org/x /", "builds fetch nothing"),
+        ("FROM scratch\nADD https://example.org/x.git /", "git repositories are not fetched"),
         ("FROM scratch AS one\nCOPY --from=later a /\nFROM one AS later", "no image 'later'"),
         ("FROM scratch\nEXPOSE 99999", "Dockerfile:2: EXPOSE: '99999' is not a port"),
         ("FROM scratch\nHEALTHCHECK --interval=soon CMD x", "is not a duration"),
