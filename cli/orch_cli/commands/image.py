@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+from orch_cli.commands import build
 from orch_cli.errors import EXIT_OK, CliError, UsageError, format_error
 from orch_cli.output.listing import Listing, add_list_options, natural_key, print_listing, short_id
 from orch_cli.verbs import Verb
@@ -142,7 +142,7 @@ async def _run_inspect(arguments: argparse.Namespace) -> int:
     return status
 
 
-# ---- load, import, build -----------------------------------------------------------------------------
+# ---- load, import -----------------------------------------------------------------------------
 
 
 def _chunks(stream: BinaryIO, name: str) -> Iterator[bytes]:
@@ -229,77 +229,6 @@ async def _send(
     return list(result.images)
 
 
-def _configure_build(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="PATH", help="the build context, a folder")
-    parser.add_argument(
-        "-t", "--tag", action="append", default=[], metavar="NAME[:TAG]", help="name of the image; repeat for more"
-    )
-    parser.add_argument("-f", "--file", default="", metavar="FILE", help="the Dockerfile (default PATH/Dockerfile)")
-    parser.add_argument(
-        "--build-arg", action="append", default=[], metavar="NAME=VALUE", help="a value for ARG; without = the client's"
-    )
-    parser.add_argument("--label", action="append", default=[], metavar="NAME=VALUE", help="a label of the image")
-    parser.add_argument("--target", default="", metavar="STAGE", help="build up to this stage")
-    parser.add_argument("--no-cache", action="store_true", help="run every step")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print the image's id only")
-    parser.add_argument("--node", default="", metavar="NODE", help="on this node; else on the manager's own")
-
-
-async def _run_build(arguments: argparse.Namespace) -> int:
-    from orch_cli.commands.common import parse_pairs
-    from orch_cli.compose.service import Build, check_reference
-    from orch_cli.connection import control
-    from orch_cli.deploy.build import build_image
-
-    if not arguments.tag:
-        raise UsageError(
-            "the image has no name", "an image without a name cannot be used in a stack", "write --tag NAME[:TAG]"
-        )
-    for tag in arguments.tag:
-        if problem := check_reference(tag):
-            raise UsageError(f"{tag!r} is no name of an image", problem, "write --tag name:tag")
-    context = os.path.abspath(arguments.path)  # noqa: ASYNC240 - nothing else runs yet
-    build = Build(
-        service="",
-        image=arguments.tag[0],
-        context=context,
-        dockerfile=_dockerfile(arguments.file, context),
-        args=_build_args(arguments.build_arg),
-        target=arguments.target,
-        labels=parse_pairs(arguments.label, "label"),
-        no_cache=arguments.no_cache,
-        tags=tuple(arguments.tag[1:]),
-    )
-    async with control(arguments.host) as stub:
-        print(await build_image(stub, build, quiet=arguments.quiet, node=arguments.node))
-    return EXIT_OK
-
-
-def _dockerfile(path: str, context: str) -> str:
-    """The Dockerfile's path inside the context; as docker, ``--file`` is relative to the working directory."""
-    if not path:
-        return ""
-    relative = os.path.relpath(path, context)
-    if relative.startswith(".."):
-        inside = os.path.join(context, path)
-        if os.path.isfile(inside):
-            return os.path.relpath(inside, context)
-        raise UsageError(
-            f"cannot build with {path}", f"it is outside the context {context}", "move it into the context"
-        )
-    return relative
-
-
-def _build_args(values: list[str]) -> dict[str, str]:
-    result = {}
-    for text in values:
-        name, equals, value = text.partition("=")
-        known = value if equals else os.environ.get(name)
-        if known is not None:
-            result[name] = known
-    return result
-
-
 # ---- rm, tag -----------------------------------------------------------------------------------------
 
 
@@ -349,7 +278,7 @@ VERBS: Final[Mapping[str, Verb]] = {
     "ls": Verb(_configure_ls, _run_ls),
     "load": Verb(_configure_load, _run_load),
     "import": Verb(_configure_import, _run_import),
-    "build": Verb(_configure_build, _run_build),
+    "build": Verb(build.configure, build.run),
     "inspect": Verb(_configure_inspect, _run_inspect),
     "tag": Verb(_configure_tag, _run_tag),
     "rm": Verb(_configure_rm, _run_rm),

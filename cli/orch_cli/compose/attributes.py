@@ -89,6 +89,13 @@ def never(note: str) -> Attribute:
 
 
 # ---- nested tables of a service ----------------------------------------------------------------------
+BUILD_SECRET: Final[Table] = {
+    "source": yes(),
+    "target": yes(note="the id that the Dockerfile mounts it by; default the source"),
+    "uid": warn("the Dockerfile's --mount says it"),
+    "gid": warn("the Dockerfile's --mount says it"),
+    "mode": warn("the Dockerfile's --mount says it"),
+}
 BUILD: Final[Table] = {
     "context": yes(note="a folder beside the stack file, with its .dockerignore; URLs are refused"),
     "dockerfile": yes(note="a path inside the context"),
@@ -106,10 +113,10 @@ BUILD: Final[Table] = {
     "additional_contexts": later(),
     "extra_hosts": later(),
     "isolation": warn("Windows only"),
-    "network": later("steps run on the node's own network"),
+    "network": yes(note="default, host or none"),
     "no_cache_filter": later("use no_cache"),
-    "platforms": later("images are built for the node's own platform"),
-    "secrets": later(),
+    "platforms": yes(Shape.LIST, "one, which must be the node's own"),
+    "secrets": yes(Shape.LIST | Shape.ENTRIES, "for RUN --mount=type=secret", children=BUILD_SECRET),
     "shm_size": later(),
     "ulimits": later(),
     "ssh": never("put what the build needs into the context"),

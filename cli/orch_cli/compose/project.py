@@ -49,6 +49,7 @@ class Project:
     networks: dict[str, Item] = field(default_factory=dict)
     volumes: dict[str, Item] = field(default_factory=dict)
     secrets: dict[str, Item] = field(default_factory=dict)
+    secret_data: dict[str, bytes] = field(default_factory=dict, repr=False)
     configs: dict[str, Item] = field(default_factory=dict)
     used_networks: set[str] = field(default_factory=set)
     used_volumes: set[str] = field(default_factory=set)
@@ -257,6 +258,7 @@ def read_secrets(root: View, project: Project) -> list[SecretSpec]:
         item, data = _stored(view, key, project, defaults.SECRET_BYTES, ("file", "environment"))
         project.secrets[key] = item
         if data is not None:
+            project.secret_data[key] = data
             specs.append(
                 SecretSpec(annotations=Annotations(name=item.name, labels=project.labels(item.labels)), data=data)
             )

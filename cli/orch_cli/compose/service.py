@@ -54,6 +54,12 @@ class Build:
     no_cache: bool = False
     tags: tuple[str, ...] = ()
     always: bool = False
+    inline_ignore: bytes | None = None
+    """The .dockerignore that stands beside a Dockerfile outside of the context."""
+    network: str = ""
+    platform: str = ""
+    secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    """What RUN --mount=type=secret mounts, by id."""
 
 
 def read_service(key: str, view: View, root: View, project: Project) -> tuple[ServiceSpec, Build | None]:
@@ -172,7 +178,52 @@ def _build(key: str, image: str, node: object, view: View, project: Project) -> 
         no_cache=table.boolean("no_cache") or False,
         tags=tags,
         always=always,
+        network=_build_network(table),
+        platform=_build_platform(table),
+        secrets=_build_secrets(table, project),
     )
+
+
+def _build_network(table: View) -> str:
+    network = table.text("network") or ""
+    if network not in ("", "default", "host", "none"):
+        table.error(
+            "network", f"{network!r} is not a network of builds", "steps run on the node", "use default, host or none"
+        )
+    return network
+
+
+def _build_platform(table: View) -> str:
+    platforms = table.unique_words("platforms")
+    if len(platforms) > 1:
+        table.error("platforms", "images are built for one platform", "that of the node", "leave one of them")
+    return platforms[0] if platforms else ""
+
+
+def _build_secrets(table: View, project: Project) -> dict[str, bytes]:
+    """The contents that ``build.secrets`` names, by the id that the Dockerfile uses."""
+    result = {}
+    for node, path in table.items("secrets"):
+        source = target = node.text if isinstance(node, ScalarNode) else ""
+        if isinstance(node, MapNode):
+            view = View(node, path, project.report)
+            source = view.text("source") or ""
+            target = view.text("target") or source
+        data = project.secret_data.get(source)
+        if data is None and source not in project.secrets:
+            table.error(
+                "secrets", f"{source!r} is not defined", "it is not in the top-level `secrets:`", "add it there"
+            )
+        elif data is None:
+            table.error(
+                "secrets",
+                f"the content of {source!r} is not known here",
+                "it is external",
+                "give the secret file: or environment: instead",
+            )
+        else:
+            result[target] = data
+    return result
 
 
 def _context(view: View, key: str, node: ScalarNode, project: Project) -> str:

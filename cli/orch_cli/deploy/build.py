@@ -55,7 +55,7 @@ async def is_on_a_node(stub: ControlAsyncStub, image: str) -> bool:
 async def build_image(stub: ControlAsyncStub, build: Build, *, quiet: bool = False, node: str = "") -> str:
     """Builds one image on a node; returns its id."""
     if not quiet:
-        print(f"Building {build.image} from {build.context}", file=sys.stderr, flush=True)
+        print(f"Building {build.image or 'an image'} from {build.context}", file=sys.stderr, flush=True)
     inline = ContextFile(build.dockerfile, build.inline.encode()) if build.inline else None
     call = RelayCall(
         image_build=ImageBuildCall(
@@ -65,13 +65,19 @@ async def build_image(stub: ControlAsyncStub, build: Build, *, quiet: bool = Fal
             target=build.target,
             no_cache=build.no_cache,
             labels=build.labels,
+            secrets=build.secrets,
+            network=build.network,
+            platform=build.platform,
+            tags=build.tags,
         )
     )
     show = (lambda _text: None) if quiet else None
-    chunks = pack_context(build.context, build.dockerfile, inline)
-    result = await send_to_node(stub, call, chunks, doing=f"build the image {build.image}", node=node, show=show)
-    for tag in build.tags:
-        await tag_image(stub, build.image, tag, node)
+    ignore = None
+    if build.inline_ignore is not None:
+        ignore = ContextFile(f"{build.dockerfile}.dockerignore", build.inline_ignore)
+    chunks = pack_context(build.context, build.dockerfile, inline, ignore)
+    doing = f"build the image {build.image}" if build.image else "build the image"
+    result = await send_to_node(stub, call, chunks, doing=doing, node=node, show=show)
     return result.images[0].id if result.images else ""
 
 

@@ -42,6 +42,13 @@ def read_ignore_rules(folder: str, dockerfile: str) -> IgnoreRules:
     return IgnoreRules("")
 
 
+def _given_rules(ignore: ContextFile) -> IgnoreRules:
+    try:
+        return IgnoreRules(ignore.data.decode())
+    except UnicodeDecodeError as error:
+        raise CliError("cannot read the Dockerfile's .dockerignore", str(error), "correct or remove it") from error
+
+
 def list_context(folder: str, rules: IgnoreRules, always: frozenset[str]) -> Iterator[str]:
     """Relative paths of what belongs to the context, folders before their content, sorted.
 
@@ -103,8 +110,10 @@ class _Collector(io.RawIOBase):
         self._parts, self._size = [data[whole:]], len(data) - whole
 
 
-def pack_context(folder: str, dockerfile: str, inline: ContextFile | None) -> Iterator[bytes]:
-    """The context's tar in chunks of at most a relay frame.
+def pack_context(
+    folder: str, dockerfile: str, inline: ContextFile | None, ignore: ContextFile | None = None
+) -> Iterator[bytes]:
+    """The context's tar in chunks of at most a relay frame; `ignore` are the ignore rules of an inline Dockerfile.
 
     Owners and times are left out (they differ between machines and change no layer); modes are kept.
 
@@ -118,12 +127,13 @@ def pack_context(folder: str, dockerfile: str, inline: ContextFile | None) -> It
         raise CliError(
             f"cannot build from {folder}", f"there is no {name} in it", "add one, or name it with dockerfile"
         )
-    rules = read_ignore_rules(folder, dockerfile)
+    rules = read_ignore_rules(folder, dockerfile) if ignore is None else _given_rules(ignore)
+    added = {file.name: file for file in (inline, ignore) if file is not None}
     collector = _Collector()
     entries = total = 0
     with tarfile.open(fileobj=collector, mode="w|", format=tarfile.PAX_FORMAT, bufsize=tarfile.BLOCKSIZE) as archive:
         for path in list_context(folder, rules, frozenset({name} if inline is None else ())):
-            if inline is not None and path == inline.name:
+            if path in added:
                 continue
             entries += 1
             total += _add(archive, folder, path)
@@ -133,10 +143,10 @@ def pack_context(folder: str, dockerfile: str, inline: ContextFile | None) -> It
                     f"the build context {folder} is too large", why, f"keep what is not needed out with {IGNORE_FILE}"
                 )
             yield from collector.take()
-        if inline is not None:
-            member = tarfile.TarInfo(inline.name)
-            member.size = len(inline.data)
-            archive.addfile(member, io.BytesIO(inline.data))
+        for file in added.values():
+            member = tarfile.TarInfo(file.name)
+            member.size = len(file.data)
+            archive.addfile(member, io.BytesIO(file.data))
     yield from collector.take(everything=True)
 
 
