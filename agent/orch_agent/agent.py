@@ -24,6 +24,7 @@ from orch_agent.network_sync import NetworkSync
 from orch_agent.node_state import Membership
 from orch_agent.packets import JsonObject, PacketLink
 from orch_agent.relay import RelayServer
+from orch_agent.rootless.ports import PortForwarder
 from orch_agent.runtime import Runtime
 from orch_agent.session import Session
 from orch_agent.stats import StatsReader
@@ -54,6 +55,8 @@ class Places:
     runtime_root: Path
     network_root: Path
     manager_socket: Path
+    #: Where slirp4netns takes orders for an orchd that runs without root; None for one with root.
+    slirp_socket: Path | None = None
 
 
 class NodeEvents(Protocol):
@@ -116,7 +119,12 @@ class Agent:
             on_connected=self._network_connected,
         )
         self._runtime = Runtime(self._runtime_link)
-        self._network = NetworkSync(self._network_link, membership.node_id, self._attached_tasks)
+        self._network = NetworkSync(
+            self._network_link,
+            membership.node_id,
+            self._attached_tasks,
+            forwarded=places.slirp_socket is not None,
+        )
         self._stats = StatsReader(self._runtime)
         self._preparation = Preparation(
             node=self._node,
@@ -191,6 +199,8 @@ class Agent:
                 group.create_task(self._runtime_link.run())
                 group.create_task(self._network_link.run())
                 group.create_task(self._network.run())
+                if self._places.slirp_socket is not None:
+                    group.create_task(PortForwarder(self._places.slirp_socket, self._network.published).run())
                 group.create_task(self._session.run())
                 group.create_task(self.worker.sweep())
                 group.create_task(self.worker.stand_in())

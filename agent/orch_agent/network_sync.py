@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 from orch_agent.errors import LinkLost, LinkRefused
 from orch_agent.packets import JsonObject, PacketLink
@@ -108,10 +109,15 @@ class NetworkSync:
         link: the connection to it.
         node_id: this node.
         alive: gives the ids of the tasks that still need their network.
+        forwarded: somebody else takes connections on the host and passes them on: ports are published at every address
+            of the node, and which addresses of the host were meant is for `published`.
     """
 
-    def __init__(self, link: PacketLink, node_id: str, alive: Callable[[], Collection[str]]) -> None:
+    def __init__(
+        self, link: PacketLink, node_id: str, alive: Callable[[], Collection[str]], *, forwarded: bool = False
+    ) -> None:
         self._link = link
+        self._forwarded = forwarded
         self._node_id = node_id
         self._alive = alive
         self._held = Holdings()
@@ -149,7 +155,9 @@ class NetworkSync:
             await self._tell(protocol.OP_SERVICES_SET, network_id=network_id, services=services)
         # Ports before the removal of networks: while a port leads to a network, it cannot be removed.
         self._told_ports = self._wanted_ports()
-        ports = [protocol.to_json(port) for ports in self._told_ports.values() for port in ports.values()]
+        ports = [
+            protocol.to_json(self._as_told(port)) for ports in self._told_ports.values() for port in ports.values()
+        ]
         await self._tell(protocol.OP_PORTS_SET, ports=ports)
         present = await self._tell(protocol.OP_STATUS)
         # Of an ended task the leader may have given the address to another one.
@@ -227,13 +235,13 @@ class NetworkSync:
         requests: list[tuple[str, JsonObject]] = [
             (
                 protocol.OP_PORT_REMOVE,
-                {"host_ip": port.host_ip, "protocol": port.protocol, "published": port.published},
+                {"host_ip": self._as_told(port).host_ip, "protocol": port.protocol, "published": port.published},
             )
             for key, port in told.items()
             if key not in wanted
         ]
         requests += [
-            (protocol.OP_PORT_PATCH, {"port": protocol.to_json(port)})
+            (protocol.OP_PORT_PATCH, {"port": protocol.to_json(self._as_told(port))})
             for key, port in wanted.items()
             if told.get(key) != port
         ]
@@ -251,6 +259,13 @@ class NetworkSync:
         if service is None or service.ingress_network_id not in self._held.networks:
             return {}
         return {port.key: port for port in published_ports(service, self._node_id)}
+
+    def _as_told(self, port: protocol.PublishedPort) -> protocol.PublishedPort:
+        return replace(port, host_ip="") if self._forwarded else port
+
+    def published(self) -> list[protocol.PublishedPort]:
+        """The ports that the network process was told to answer at, with the host's addresses that were asked for."""
+        return [port for ports in self._told_ports.values() for port in ports.values()]
 
     def _start(self, operation: str, fields: JsonObject) -> asyncio.Task[JsonObject]:
         return asyncio.get_running_loop().create_task(self._link.call(operation, fields))

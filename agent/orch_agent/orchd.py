@@ -28,6 +28,8 @@ from orch_agent.member import Member, NodeOptions
 from orch_agent.node_addresses import AddressRequest, NodeAddresses, node_addresses
 from orch_agent.node_state import Membership, NodeStateFile, new_id
 from orch_agent.restoring import restore_state
+from orch_agent.rootless import outside, places
+from orch_agent.rootless.errors import RootlessError
 from orch_agent.stepping_down import step_down
 from orch_proto import daemon_pb2 as daemon
 from orch_proto import daemon_pb2_grpc, defaults
@@ -58,6 +60,7 @@ class Options:
     advertise_address: str
     listen_address: str
     log_level: str
+    slirp_socket: Path | None = None
 
 
 class Orchd:
@@ -74,6 +77,7 @@ class Orchd:
             runtime_root=options.run_dir / "runtime",
             network_root=options.run_dir / "network",
             manager_socket=options.run_dir / "manager.sock",
+            slirp_socket=options.slirp_socket,
         )
         self._bootstrap = options.state_dir / "bootstrap.pb"
         self._member: Member | None = None
@@ -138,11 +142,10 @@ class Orchd:
             member = await self._enter(membership, Beginning(bootstrap=self._bootstrap))
             await member.until_connected("the cluster was made, but its manager did not come up")
             self._bootstrap.unlink(missing_ok=True)
-            token = founding.worker_token
             return daemon.InitClusterResponse(
                 node_id=membership.node_id,
                 cluster_id=membership.cluster_id,
-                worker_join_command=f"orch cluster join --token {token} {membership.advertise_address}",
+                worker_join_command=self._join_command(founding.worker_token, membership),
             )
 
     async def join_cluster(self, request: daemon.JoinClusterRequest) -> daemon.JoinClusterResponse:
@@ -157,6 +160,12 @@ class Orchd:
             Unavailable: no manager answered.
         """
         async with self._membership_change:
+            if self._options.slirp_socket is not None:
+                raise FailedPrecondition(
+                    "cannot join a cluster",
+                    "this orchd runs without root: other nodes cannot reach its network, so it is a cluster by itself",
+                    "run orchd as root to join, or make a cluster of this node alone with orch cluster init",
+                )
             remote = parse_address(request.remote_address, "the address of the cluster's manager")
             previous = self._member
             if previous is not None and not previous.has_expired:
@@ -274,6 +283,12 @@ class Orchd:
 
     # ---- inside ------------------------------------------------------------------------------------
 
+    def _join_command(self, token: str, membership: Membership) -> str:
+        """What brings another node into the cluster; empty where nothing can."""
+        if self._options.slirp_socket is not None:
+            return ""
+        return f"orch cluster join --token {token} {membership.advertise_address}"
+
     async def _enter(self, membership: Membership, beginning: Beginning) -> Member:
         options = self._options
         self._member = Member(
@@ -332,8 +347,12 @@ def keep_in_memory(run_dir: Path) -> None:
 def read_options(arguments: list[str]) -> Options:
     """The options of a command line."""
     parser = argparse.ArgumentParser(prog="orchd", description="The node daemon of orch.")
-    parser.add_argument("--state-dir", type=Path, default=Path("/var/lib/orch"), help="what outlives a reboot")
-    parser.add_argument("--run-dir", type=Path, default=Path("/run/orch"), help="sockets and records; a tmpfs")
+    parser.add_argument(
+        "--state-dir", type=Path, default=None, help="what outlives a reboot (/var/lib/orch; ~/.local/share/orch)"
+    )
+    parser.add_argument(
+        "--run-dir", type=Path, default=None, help="sockets and records; a tmpfs (/run/orch; $XDG_RUNTIME_DIR/orch)"
+    )
     parser.add_argument("--cgroup-parent", default="/orch", help="cgroup below which containers are put")
     parser.add_argument("--hostname", default=socket.gethostname(), help="the node's name")
     parser.add_argument("--metrics-address", default=f"127.0.0.1:{defaults.NODE_METRICS_PORT}")
@@ -346,18 +365,30 @@ def read_options(arguments: list[str]) -> Options:
         "--listen-address", default=listen, metavar="HOST[:PORT]", help="where this node listens as a manager"
     )
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
-    return Options(**vars(parser.parse_args(arguments)))
+    # How the half outside of the namespaces tells the one inside that it is there.
+    parser.add_argument("--slirp-socket", type=Path, default=None, help=argparse.SUPPRESS)
+    values = vars(parser.parse_args(arguments))
+    as_root = os.geteuid() == 0
+    values["state_dir"] = values["state_dir"] or (Path("/var/lib/orch") if as_root else places.state_dir(os.environ))
+    values["run_dir"] = values["run_dir"] or (Path("/run/orch") if as_root else places.run_dir(os.environ))
+    return Options(**values)
 
 
 def main() -> None:
     """The entry point."""
-    options = read_options(sys.argv[1:])
+    try:
+        options = read_options(sys.argv[1:])
+    except RootlessError as error:
+        sys.exit(f"orchd: {error}")
     logs.configure(level=options.log_level)
     if os.geteuid() != 0:
-        sys.exit("orchd: it must run as root: it makes namespaces, mounts and cgroups; start it with sudo")
+        # A process of its own kind: it has to be small and single-threaded, and to outlive nothing.
+        command = outside.command(options.state_dir, options.run_dir, sys.argv[1:])
+        os.execv(command[0], command)  # noqa: S606 -- ourselves
     for folder in (options.state_dir, options.run_dir):
         folder.mkdir(mode=0o711 if folder == options.run_dir else 0o700, parents=True, exist_ok=True)
-    keep_in_memory(options.run_dir)
+    if options.slirp_socket is None:
+        keep_in_memory(options.run_dir)  # without root it is seen to before this, folder by folder
     lock = os.open(options.state_dir / "orchd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

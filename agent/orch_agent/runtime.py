@@ -33,6 +33,7 @@ class ContainerView:
     Attributes:
         exit: None while it runs.
         paused: it is frozen.
+        warnings: what was asked for and this host cannot do.
         being_made: its start is under way; should it fail, the runtime forgets it and tells only who asked for it.
     """
 
@@ -42,6 +43,7 @@ class ContainerView:
     exit: ContainerExit | None
     being_made: bool = False
     paused: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,5 +149,11 @@ def view_of(state: protocol.ContainerState) -> ContainerView:
         ended = ContainerExit(code, state.oom_killed, state.finished_at_unix_ms)
     being_made = state.status in (protocol.STATUS_CREATING, protocol.STATUS_CREATED)
     return ContainerView(
-        state.id, state.pid, state.started_at_unix_ms, ended, being_made, state.status == protocol.STATUS_PAUSED
+        state.id,
+        state.pid,
+        state.started_at_unix_ms,
+        ended,
+        being_made,
+        state.status == protocol.STATUS_PAUSED,
+        tuple(state.warnings),
     )

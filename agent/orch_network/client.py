@@ -10,9 +10,8 @@ from typing import Any, Self
 
 from orch_network import limits, protocol
 from orch_network.errors import ConnectionLost, NetworkFailure
+from orch_network.kernel.buffers import enlarge_buffers
 from orch_network.protocol import Attachment, Network, PublishedPort, Service, Task, to_json
-
-_SO_SNDBUFFORCE = 32
 
 
 class NetworkClient:
@@ -23,7 +22,7 @@ class NetworkClient:
         self._socket.settimeout(timeout_s)
         self._seq = 0
         try:
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * limits.MAX_MESSAGE_BYTES)
+            enlarge_buffers(self._socket, 2 * limits.MAX_MESSAGE_BYTES)
             self._socket.connect(path)
         except OSError as failure:
             self._socket.close()

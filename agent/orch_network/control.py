@@ -17,9 +17,8 @@ from orch_network import limits, protocol
 from orch_network.counters import Counters
 from orch_network.errors import InvalidRequest, NetworkFailure
 from orch_network.kernel import netns
+from orch_network.kernel.buffers import enlarge_buffers
 from orch_network.loop import Loop
-
-_SO_SNDBUFFORCE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ class ControlServer:
             self._counters.failed("too_many_clients")
             return
         client.setblocking(False)  # noqa: FBT003 -- the standard library's signature
-        client.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * limits.MAX_MESSAGE_BYTES)
+        enlarge_buffers(client, 2 * limits.MAX_MESSAGE_BYTES)
         self._clients.add(client)
         self._loop.watch(client.fileno(), lambda _events: self._on_packet(client))
 

@@ -10,19 +10,9 @@ from typing import Any, Self
 
 from orch_runtime import protocol
 from orch_runtime.errors import Unavailable
+from orch_runtime.kernel.buffers import enlarge_buffers
 from orch_runtime.plan import LimitsPlan, Plan
 from orch_runtime.protocol import ContainerState, ContainerStats, ExecResult, ExitEvent, OomEvent
-
-SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
-
-
-def enlarge_buffers(sock: socket.socket, size: int = protocol.MAX_MESSAGE_BYTES * 2) -> None:
-    """Let messages of MAX_MESSAGE_BYTES pass: a packet must fit the sender's buffer (the force needs CAP_NET_ADMIN)."""
-    for forced, plain in ((SO_SNDBUFFORCE, socket.SO_SNDBUF), (SO_RCVBUFFORCE, socket.SO_RCVBUF)):
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, forced, size)
-        except PermissionError:
-            sock.setsockopt(socket.SOL_SOCKET, plain, size)
 
 
 class RuntimeClient:
@@ -44,7 +34,7 @@ class RuntimeClient:
             raise Unavailable(
                 f"no runtime answers on {path}: {error.strerror or error}; start it with `orch-runtime keeper`"
             ) from error
-        enlarge_buffers(self._socket)
+        enlarge_buffers(self._socket, protocol.MAX_MESSAGE_BYTES * 2)
 
     def close(self) -> None:
         """End the connection."""

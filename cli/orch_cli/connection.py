@@ -1,8 +1,8 @@
 """The way to a manager or to the node's daemon: where they listen, and calls whose failures have three parts.
 
 Where to: ``--host``, else ``ORCH_HOST``, else ``ORCH_CONTEXT``, else the context in use (``orch context use``), else
-the unix socket of this host. A host is ``unix:///path``, ``tcp://HOST:PORT``, or the name of a context; over TCP one
-shows the certificate of a context.
+the unix socket of this host: of the user's own orchd, if they run one without root, or of the system's. A host is
+``unix:///path``, ``tcp://HOST:PORT``, or the name of a context; over TCP one shows the certificate of a context.
 
 grpc is imported only when a command really talks to somebody: it costs more start-up time than all the rest.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from orch_proto.control_pb2_grpc import ControlAsyncStub
     from orch_proto.daemon_pb2_grpc import DaemonAsyncStub
 
-DEFAULT_HOST: Final = "unix:///run/orch/manager.sock"
+_SYSTEM_SOCKET: Final = Path("/run/orch/manager.sock")
 HOST_VARIABLE: Final = "ORCH_HOST"
 CONTEXT_VARIABLE: Final = "ORCH_CONTEXT"
 DAEMON_SOCKET: Final = "orchd.sock"
@@ -40,6 +40,16 @@ class Target:
 
     socket: Path | None = None
     context: Context | None = None
+
+
+def default_host() -> str:
+    """This host's node: for an ordinary user the one that they run themselves, if they do; else the system's."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if os.geteuid() != 0 and runtime.startswith("/"):
+        own = Path(runtime) / "orch"
+        if (own / DAEMON_SOCKET).exists():
+            return f"unix://{own / _SYSTEM_SOCKET.name}"
+    return f"unix://{_SYSTEM_SOCKET}"
 
 
 def find_target(host: str = "") -> Target:
@@ -56,7 +66,7 @@ def find_target(host: str = "") -> Target:
 
     contexts = ContextStore()
     name = os.environ.get(CONTEXT_VARIABLE, "") or contexts.current()
-    return _read_host(DEFAULT_HOST) if name == DEFAULT else Target(context=contexts.load(name))
+    return _read_host(default_host()) if name == DEFAULT else Target(context=contexts.load(name))
 
 
 def _read_host(text: str) -> Target:
@@ -73,7 +83,7 @@ def _read_host(text: str) -> Target:
     from orch_cli.contexts import DEFAULT, ContextStore
 
     if text == DEFAULT:
-        return _read_host(DEFAULT_HOST)
+        return _read_host(default_host())
     contexts = ContextStore()
     if text not in contexts.names():
         raise UsageError(f"cannot use the host {text!r}", "it is neither an address nor the name of a context", todo)
@@ -116,7 +126,7 @@ def manager_socket(host: str = "") -> Path:
         raise UsageError(
             "this works on the node's own host only",
             f"the context {target.context.name!r} is of a manager elsewhere",
-            f"log in there; or for this host: orch --host {DEFAULT_HOST} ...",
+            f"log in there; or for this host: orch --host {default_host()} ...",
         )
     return target.socket
 

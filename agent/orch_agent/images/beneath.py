@@ -6,10 +6,13 @@ import stat
 from typing import Self
 
 from orch_agent.images.errors import ArchiveRefused
+from orch_runtime.kernel.user_namespace import in_user_namespace
 
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CACHED_DIRECTORIES = 32
-OPAQUE_XATTR = "trusted.overlay.opaque"
+OVERLAY_PREFIX = "user.overlay." if in_user_namespace() else "trusted.overlay."
+"""Where overlayfs keeps its marks: root of a user namespace may not write attributes of the host's root."""
+OPAQUE_XATTR = f"{OVERLAY_PREFIX}opaque"
 """Overlayfs's mark on a folder that hides what is below it."""
 
 

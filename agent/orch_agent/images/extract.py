@@ -3,7 +3,7 @@
 Every path is walked by directory descriptors without following links; files are made exclusively; hard links are
 resolved the same way; owner, then mode (so that setuid survives), then attributes, then times. With `whiteouts`, the
 marks of OCI layers (image specification, layer.md) become those of overlayfs: a character device 0:0 for "deleted",
-`trusted.overlay.opaque` for "hides what is below". Other device nodes are refused: a task gets its devices from the
+the attribute `opaque` for "hides what is below". Other device nodes are refused: a task gets its devices from the
 runtime. Labels of other hosts' security modules are dropped; overlayfs's own attributes are refused.
 """
 

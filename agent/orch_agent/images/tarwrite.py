@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from orch_agent.images.beneath import OPAQUE_XATTR, is_whiteout
+from orch_agent.images.beneath import OPAQUE_XATTR, OVERLAY_PREFIX, is_whiteout
 from orch_agent.images.digests import CHUNK_BYTES
 from orch_agent.images.errors import StoreCorrupt
 from orch_agent.images.extract import OPAQUE_NAME, WHITEOUT_PREFIX
 
-_OVERLAY_PREFIX = "trusted.overlay."
-_MEANINGFUL_OVERLAY = (f"{_OVERLAY_PREFIX}redirect", f"{_OVERLAY_PREFIX}metacopy")
+_MEANINGFUL_OVERLAY = (f"{OVERLAY_PREFIX}redirect", f"{OVERLAY_PREFIX}metacopy")
+_LEFT_OUT = ("trusted.", "user.overlay.", "security.selinux")
 _END_BYTES = 1024
 
 
@@ -114,7 +114,7 @@ def _xattrs(path: str) -> dict[str, bytes]:
             f"{path} was written with overlayfs's {bad[0]} feature, which a layer cannot hold; "
             "mount with redirect_dir=off and metacopy=off"
         )
-    kept = [name for name in names if name == OPAQUE_XATTR or not name.startswith(("trusted.", "security.selinux"))]
+    kept = [name for name in names if name == OPAQUE_XATTR or not name.startswith(_LEFT_OUT)]
     return {name: os.getxattr(path, name, follow_symlinks=False) for name in sorted(kept)}
 
 

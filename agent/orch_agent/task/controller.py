@@ -85,6 +85,7 @@ class TaskController:
         self._needs: Needs | None = record.needs if record is not None else None
         self._desired_changed = asyncio.Event()
         self._started = found is not None
+        self._warnings = found.warnings if found is not None else ()
         self._exit: asyncio.Future[ContainerExit] = asyncio.get_running_loop().create_future()
         self._log = log.bind(task=task.id, service=task.service_name, slot=task.slot)
 
@@ -252,6 +253,7 @@ class TaskController:
         except LinkRefused as error:
             raise TaskFailure(f"cannot start: {error}", types.FAILURE_REASON_START) from error
         self._started = True
+        self._warnings = started.warnings
         if started.exit is not None:
             self.container_ended(started.exit)
         self.status.container.CopyFrom(
@@ -409,7 +411,8 @@ class TaskController:
 
     def _running(self, message: str) -> None:
         if self.status.state < types.TASK_STATE_RUNNING:
-            self._step(types.TASK_STATE_RUNNING, message)
+            # What was asked for and cannot be done here must not pass in silence.
+            self._step(types.TASK_STATE_RUNNING, "; ".join((message, *self._warnings)))
             self._around.records.write_status(self.task.id, self.status)
 
     def _ended_by_itself(self, end: ContainerExit) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from orch_network.errors import KernelError
+from orch_network.kernel.buffers import enlarge_buffers
 
 NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
@@ -34,8 +35,6 @@ _NLMSGERR_ATTR_MSG = 1
 _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10
 _NETLINK_EXT_ACK = 11
-_SO_SNDBUFFORCE = 32
-_SO_RCVBUFFORCE = 33
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -111,8 +110,7 @@ class NetlinkSocket:
             self._socket.bind((0, 0))
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER_BYTES)
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
+            enlarge_buffers(self._socket, _BUFFER_BYTES)
         except OSError as failure:
             self._socket.close()
             raise KernelError("open a netlink socket", failure.errno or errno.EIO) from failure

@@ -112,6 +112,9 @@ class CgroupBackend(ABC):
     def create(self, name: str) -> None:
         """Make a group; one that exists is fine."""
 
+    def adopt(self, name: str, pid: int) -> None:  # noqa: B027 -- only a back end without groups needs it
+        """Learn the first process of a group."""
+
     @abstractmethod
     def open_for_clone(self, name: str) -> int:
         """Return a folder descriptor for CLONE_INTO_CGROUP, or -1 where the process has to join by itself."""

@@ -132,7 +132,8 @@ def _receive_plan(channel: socket.socket) -> tuple[Plan, list[int]]:
     return plan, [received[position] if position >= 0 else -1 for position in layout]
 
 
-def _loopback_up() -> None:
+def loopback_up() -> None:
+    """Bring up the loopback interface of this network namespace."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     request = fcntl.ioctl(sock, _SIOCGIFFLAGS, struct.pack("16sh14x", b"lo", 0))
     flags = struct.unpack_from("h", request, 16)[0]
@@ -146,10 +147,11 @@ def _enter_network(prepared: Prepared, plan: Plan, netns_fd: int) -> None:
     elif plan["network"] == "new":
         if not prepared.has_netns:
             kernel.unshare(kernel.CLONE_NEWNET)
-        _loopback_up()
+        loopback_up()
 
 
-def _set_sysctls(sysctl_fd: int, sysctls: list[list[str]]) -> None:
+def set_sysctls(sysctl_fd: int, sysctls: list[list[str]]) -> None:
+    """Write [path, value] pairs below a descriptor of /proc/sys."""
     for path, value in sysctls:
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=sysctl_fd)
@@ -170,13 +172,14 @@ def _set_oom_score(value: int | None, warnings: list[str]) -> None:
         warnings.append(f"oom_score_adj {value} not set: {error.strerror} (lowering it needs CAP_SYS_RESOURCE)")
 
 
-def _set_names(plan: Plan) -> None:
-    if plan["hostname"]:
-        socket.sethostname(plan["hostname"])
-    if plan["domainname"]:
-        name = plan["domainname"].encode()
+def set_names(hostname: str, domainname: str) -> None:
+    """Set the names of this uts namespace; "" leaves one as it is."""
+    if hostname:
+        socket.sethostname(hostname)
+    if domainname:
+        name = domainname.encode()
         if _setdomainname(name, len(name)) < 0:
-            calls.raise_errno("setdomainname", plan["domainname"])
+            calls.raise_errno("setdomainname", domainname)
 
 
 def _become_container(prepared: Prepared, plan: Plan, fds: list[int]) -> None:
@@ -185,12 +188,12 @@ def _become_container(prepared: Prepared, plan: Plan, fds: list[int]) -> None:
     process = plan["process"]
     kernel.setns(prepared.host_mounts_fd, kernel.CLONE_NEWNS, "host mounts")
     _set_oom_score(plan["oom_score_adj"], warnings)
+    _enter_network(prepared, plan, netns_fd)  # before mounts are made: sysfs shows the network of whoever makes it
     root_tree = rootfs.open_rootfs(plan["rootfs"], prepared.base)
     trees = rootfs.open_bind_sources(plan)
     kernel.setns(prepared.own_mounts_fd, kernel.CLONE_NEWNS, "own mounts")
-    _enter_network(prepared, plan, netns_fd)
-    _set_sysctls(prepared.sysctl_fd, plan["sysctls"])
-    _set_names(plan)
+    set_sysctls(prepared.sysctl_fd, plan["sysctls"])
+    set_names(plan["hostname"], plan["domainname"])
     rootfs.build_root(plan, root_tree, trees)
     uid, gid, groups, home = identity.resolve_user(process["user"])
     execute.enter_working_directory(process["cwd"])

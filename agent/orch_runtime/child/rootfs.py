@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import os
 
+from orch_runtime.child.failure import SetupFailed
 from orch_runtime.child.stage import NULL_DEVICE, ROOT_MOUNT_POINT, stage_directory
 from orch_runtime.errors import KernelError
 from orch_runtime.kernel import mounts, process
+from orch_runtime.kernel.user_namespace import in_user_namespace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,12 +27,16 @@ def _overlay_by_path(rootfs: RootfsPlan, base: str) -> int:
     process.unshare(process.CLONE_NEWNS)
     mounts.mount("", "/", "", mounts.MS_REC | mounts.MS_PRIVATE)
     data = f"upperdir={rootfs['upper']},workdir={rootfs['work']},lowerdir={':'.join(rootfs['lower'])}"
+    if in_user_namespace():
+        data += ",userxattr"
     if len(data) > 4000:
         # mount(2) takes one page of options: relative names below the layers' common folder are shorter.
         common = os.path.commonpath(rootfs["lower"])
         os.chdir(common)
         relative = [os.path.relpath(path, common) for path in rootfs["lower"]]
         data = f"upperdir={rootfs['upper']},workdir={rootfs['work']},lowerdir={':'.join(relative)}"
+        if in_user_namespace():
+            data += ",userxattr"
     mounts.mount("overlay", base, "overlay", 0, data)
     return mounts.open_tree(mounts.AT_FDCWD, base, mounts.OPEN_TREE_CLONE)
 
@@ -43,6 +49,8 @@ def open_rootfs(rootfs: RootfsPlan, base: str) -> int:
         return tree
     options = [("lowerdir+", path) for path in rootfs["lower"]]
     options += [("upperdir", rootfs["upper"]), ("workdir", rootfs["work"])]
+    if in_user_namespace():
+        options.append(("userxattr", ""))
     try:
         return mounts.detached_filesystem("overlay", options)
     except KernelError as error:
@@ -52,9 +60,15 @@ def open_rootfs(rootfs: RootfsPlan, base: str) -> int:
 
 
 def open_bind_sources(plan: Plan) -> list[int]:
-    """Open the source of each bind mount as a detached tree, -1 for other mounts; called in the host's mounts."""
+    """Open the source of each bind mount as a detached tree, -1 for other mounts; called in the host's mounts.
+
+    In a user namespace sysfs is made here too: the kernel gives it only to those who see one already, whole.
+    """
     trees = []
     for mount in plan["mounts"]:
+        if mount["kind"] == "sysfs" and in_user_namespace():
+            trees.append(mounts.detached_filesystem("sysfs", [], mount["attributes"]))
+            continue
         if mount["kind"] != "bind":
             trees.append(-1)
             continue
@@ -92,7 +106,8 @@ def _attach_mount(mount: MountPlan, tree: int, root_fd: int) -> None:
     os.close(tree)
 
 
-def _open_existing(root_fd: int, path: str) -> int:
+def open_existing(root_fd: int, path: str) -> int:
+    """Open what is at `path` beneath the root (O_PATH), -1 when there is nothing."""
     try:
         return mounts.open_in_root(root_fd, path, os.O_PATH)
     except KernelError as error:
@@ -102,7 +117,7 @@ def _open_existing(root_fd: int, path: str) -> int:
 
 
 def _mask(root_fd: int, path: str) -> None:
-    fd = _open_existing(root_fd, path)
+    fd = open_existing(root_fd, path)
     if fd < 0:
         return
     if mounts.is_directory(fd):
@@ -118,8 +133,9 @@ def _mask(root_fd: int, path: str) -> None:
     os.close(fd)
 
 
-def _make_readonly(root_fd: int, path: str) -> None:
-    fd = _open_existing(root_fd, path)
+def make_readonly(root_fd: int, path: str) -> None:
+    """Cover a path, with all below it, by a read-only mount of itself."""
+    fd = open_existing(root_fd, path)
     if fd < 0:
         return
     tree = mounts.open_tree(fd, "", mounts.AT_EMPTY_PATH | mounts.OPEN_TREE_CLONE | mounts.AT_RECURSIVE)
@@ -129,7 +145,8 @@ def _make_readonly(root_fd: int, path: str) -> None:
     os.close(fd)
 
 
-def _make_device(root_fd: int, device: list[object]) -> None:
+def make_device(root_fd: int, device: list[object]) -> None:
+    """Make a node of [path, mode, major, minor, uid, gid]; one that is there already stays."""
     path, mode, major, minor, uid, gid = device
     assert isinstance(path, str)
     assert isinstance(mode, int)
@@ -144,6 +161,10 @@ def _make_device(root_fd: int, device: list[object]) -> None:
         os.chown(name, uid, gid, dir_fd=parent, follow_symlinks=False)
     except FileExistsError:
         pass
+    except PermissionError as error:
+        raise SetupFailed(
+            f"cannot make the device {path}: the kernel makes no devices in a user namespace; mount the host's instead"
+        ) from error
     finally:
         os.close(parent)
 
@@ -170,11 +191,11 @@ def build_root(plan: Plan, rootfs_tree: int, trees: list[int]) -> None:
     for index in later:
         _attach_stage(plan, root_fd, index)
     for device in plan["devices"]:
-        _make_device(root_fd, device)
+        make_device(root_fd, device)
     for path in plan["masked"]:
         _mask(root_fd, path)
     for path in plan["readonly"]:
-        _make_readonly(root_fd, path)
+        make_readonly(root_fd, path)
     if plan["rootfs"]["readonly"]:
         # The working directory cannot be made any more once the root is read-only.
         _make_working_directory(root_fd, plan["process"]["cwd"])

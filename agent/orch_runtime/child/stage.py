@@ -10,6 +10,7 @@ import os
 import stat
 
 from orch_runtime.kernel import mounts
+from orch_runtime.kernel.user_namespace import in_user_namespace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +31,16 @@ _LINKS = (
 _RESTRICTED = mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
 
 
+def default_devices() -> tuple[tuple[str, int, int], ...]:
+    """Return (name, major, minor) of the devices every container has."""
+    return _DEVICES
+
+
+def default_links() -> tuple[tuple[str, str], ...]:
+    """Return (name, target) of the links in every container's /dev."""
+    return _LINKS
+
+
 def stage_directory(index: int) -> str:
     """Return where stage number `index` stands in the tiny mount namespace."""
     return f"/s{index}"
@@ -38,12 +49,24 @@ def stage_directory(index: int) -> str:
 def fill_dev(directory: str) -> None:
     """Make the six devices and the usual links."""
     for name, major, minor in _DEVICES:
-        os.mknod(f"{directory}/{name}", stat.S_IFCHR | 0o666, os.makedev(major, minor))
+        _make_character_device(f"{directory}/{name}", name, os.makedev(major, minor))
     for name, target in _LINKS:
         os.symlink(target, f"{directory}/{name}")
 
 
+def _make_character_device(path: str, name: str, number: int) -> None:
+    """Make a device, or in a user namespace, where the kernel makes none, bind the host's own."""
+    if not in_user_namespace():
+        os.mknod(path, stat.S_IFCHR | 0o666, number)
+        return
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+    mounts.mount(f"/dev/{name}", path, "", mounts.MS_BIND)
+
+
 def _mount_cgroup(directory: str, mount: MountPlan, controllers: list[tuple[str, str]]) -> None:
+    if not controllers:
+        mounts.mount("tmpfs", directory, "tmpfs", _RESTRICTED | mounts.MS_RDONLY, "mode=755,size=0")
+        return
     if controllers[0][0] == "":
         mounts.mount("cgroup", directory, controllers[0][1], mount["flags"])
         return
@@ -103,7 +126,7 @@ def prepare(stages: list[StagePlan], base: str, controllers: list[tuple[str, str
     mounts.mount("", "/", "", mounts.MS_REC | mounts.MS_PRIVATE)
     mounts.mount("orch", base, "tmpfs", mounts.MS_NOSUID | mounts.MS_NOEXEC, "mode=700,size=1m")
     os.mkdir(base + ROOT_MOUNT_POINT)
-    os.mknod(base + NULL_DEVICE, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    _make_character_device(base + NULL_DEVICE, "null", os.makedev(1, 3))
     sysctl_fd = -1
     own_mounts_fd = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     for index, stage in enumerate(stages):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orch_runtime.kernel.user_namespace import highest_group
+
 # Docker's fourteen without NET_RAW (forging packets) and MKNOD (the six usual devices are there already).
 DEFAULT_CAPABILITIES: tuple[str, ...] = (
     "CAP_CHOWN",
@@ -43,7 +45,7 @@ DEFAULT_PIDS_LIMIT = 4096
 # Programs that listen below 1024 or send pings need no privilege for it inside their own network namespace.
 DEFAULT_SYSCTLS: dict[str, str] = {
     "net.ipv4.ip_unprivileged_port_start": "0",
-    "net.ipv4.ping_group_range": "0 2147483647",
+    "net.ipv4.ping_group_range": f"0 {highest_group()}",
 }
 
 DEFAULT_SHM_BYTES = 64 * 1024 * 1024

@@ -15,6 +15,7 @@ import time
 from orch_runtime.child import container as container_child
 from orch_runtime.keeper import start_time
 from orch_runtime.kernel import process
+from orch_runtime.kernel.buffers import enlarge_buffers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from orch_runtime.supervisor.loop import Loop
 
 _NAMESPACES = process.CLONE_NEWPID | process.CLONE_NEWNS | process.CLONE_NEWUTS | process.CLONE_NEWIPC
-_SO_SNDBUFFORCE = 32
 _FAILURES_BEFORE_PAUSE = 3
 
 
@@ -124,6 +124,7 @@ class ChildPool:
         theirs.close()
         if cgroup_fd >= 0:
             os.close(cgroup_fd)
+        self._cgroups.adopt(cgroup, pid)
         child = Child(pid, pidfd, ours, cgroup)
         child.has_netns = netns
         child.stage_key = stage_key
@@ -224,7 +225,7 @@ class ChildPool:
 def send_plan(child: Child, message: bytes, descriptors: list[int]) -> None:
     """Hand the plan to the child; a large one needs a larger socket buffer."""
     if len(message) > 150_000:
-        child.channel.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(message) + 65536)
+        enlarge_buffers(child.channel, 2 * len(message) + 65536)
     socket.send_fds(child.channel, [message], descriptors)
 
 

@@ -60,6 +60,7 @@ def _adopt(engine: Engine, container: Container, exits: dict[tuple[int, int], tu
         engine.on_exit(container, *(ended or (None, unix_ms())))
         return
     container.pidfd = pidfd
+    engine.cgroups.adopt(container.cgroup, container.pid)
     engine.by_pid[container.pid] = container
     container.oom_fd = engine.cgroups.watch_oom(container.cgroup)
     engine._watch_oom(container)  # noqa: SLF001 -- recovery is the engine's other half

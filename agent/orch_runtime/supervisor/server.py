@@ -10,6 +10,7 @@ import sys
 
 from orch_runtime import names
 from orch_runtime.errors import ProtocolFailure, RuntimeFailure
+from orch_runtime.kernel.buffers import enlarge_buffers
 from orch_runtime.supervisor import loop as events
 from orch_runtime.supervisor.engine import log_failure
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     Handler = Callable[["Connection", int, dict[str, object], bytes, list[int]], None]
 
-_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 MAX_CONNECTIONS = 256
 MAX_WAITING = 8192
 
@@ -39,8 +39,7 @@ class Connection:
         # What ends with the client: commands that it runs on its own streams.
         self.on_close: dict[int, Callable[[], None]] = {}
         sock.setblocking(False)
-        for option in (_SO_SNDBUFFORCE, _SO_RCVBUFFORCE):
-            sock.setsockopt(socket.SOL_SOCKET, option, names.MAX_MESSAGE_BYTES * 2)
+        enlarge_buffers(sock, names.MAX_MESSAGE_BYTES * 2)
         server.loop.watch(sock.fileno(), self._on_ready)
 
     def _on_ready(self, ready: int) -> None:

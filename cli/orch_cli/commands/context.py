@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from orch_cli.connection import default_host
 from orch_cli.contexts import DEFAULT, Context, ContextStore, check_name, from_json, write_private
 from orch_cli.errors import EXIT_ERROR, EXIT_OK, CliError, UsageError, format_error
 from orch_cli.output.listing import Listing, add_list_options, natural_key, print_listing
@@ -35,7 +36,7 @@ def _row(store: ContextStore, name: str, current: str) -> dict[str, str]:
     row = {field: "" for field, _ in (*CONTEXTS.columns, *CONTEXTS.extra)}
     row.update({"Id": name, "Name": f"{name} *" if name == current else name, "Current": str(name == current).lower()})
     if name == DEFAULT:
-        return row | {"Description": "the manager on this host", "Endpoint": "unix:///run/orch/manager.sock"}
+        return row | {"Description": "the manager on this host", "Endpoint": default_host()}
     from orch_cli.output.units import format_time
     from orch_rpc.errors import OrchError
 
@@ -180,7 +181,7 @@ def _run_inspect(arguments: argparse.Namespace) -> int:
     shown = []
     for name in arguments.names or [store.current()]:
         if name == DEFAULT:
-            shown.append({"Name": DEFAULT, "Endpoints": ["unix:///run/orch/manager.sock"]})
+            shown.append({"Name": DEFAULT, "Endpoints": [default_host()]})
             continue
         context = store.load(name)
         identity = _identity(context)
