@@ -57,6 +57,8 @@ class Places:
     manager_socket: Path
     #: Where slirp4netns takes orders for an orchd that runs without root; None for one with root.
     slirp_socket: Path | None = None
+    #: What the node allows containers beyond their walls: words of `orch_proto.privileges`.
+    policies: tuple[str, ...] = ()
 
 
 class NodeEvents(Protocol):
@@ -136,13 +138,14 @@ class Agent:
             records=self._records,
             log_folder=places.state_dir / "logs",
             host_gateway=membership.host,
+            policies=places.policies,
         )
         self._managers = ManagerLine(membership.managers)
         self._session = Session(
             node_id=membership.node_id,
             managers=self._managers,
             dial=dial,
-            describe=lambda: describe_node(hostname, membership.data_path_address),
+            describe=lambda: describe_node(hostname, membership.data_path_address, places.policies),
             reporter=self._reporter,
             handler=self,
             version=VERSION,

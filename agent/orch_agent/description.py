@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 
 from orch_proto import objects_pb2 as objects
@@ -35,8 +36,8 @@ def cgroup_version() -> str:
     return "hybrid" if Path("/sys/fs/cgroup/unified/cgroup.controllers").exists() else "1"
 
 
-def describe_node(hostname: str, data_path_address: str) -> objects.NodeDescription:
-    """The node's description as it is now."""
+def describe_node(hostname: str, data_path_address: str, policies: Iterable[str] = ()) -> objects.NodeDescription:
+    """The node's description as it is now; ``policies`` are what it allows (`orch_proto.privileges`)."""
     return objects.NodeDescription(
         hostname=hostname,
         platform=types.Platform(os="linux", architecture=_ARCHITECTURES.get(platform.machine(), platform.machine())),
@@ -51,4 +52,5 @@ def describe_node(hostname: str, data_path_address: str) -> objects.NodeDescript
             storage_driver="overlay",
         ),
         data_path_address=data_path_address,
+        policies=sorted(policies),
     )

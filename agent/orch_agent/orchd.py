@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from orch_agent.rootless import outside, places
 from orch_agent.rootless.errors import RootlessError
 from orch_agent.stepping_down import step_down
 from orch_proto import daemon_pb2 as daemon
-from orch_proto import daemon_pb2_grpc, defaults
+from orch_proto import daemon_pb2_grpc, defaults, privileges
 from orch_proto import specs_pb2 as specs
 from orch_rpc import logs, servers
 from orch_rpc.addresses import parse_address
@@ -45,6 +46,8 @@ log = logs.get("orchd")
 SOCKET_GROUP = "orch"
 GARBAGE_THRESHOLD = 20_000  # objects; messages come and go by the thousand, and hardly any is part of a cycle
 TMPFS_MAGIC = 0x01021994  # include/uapi/linux/magic.h
+
+ALLOW_VARIABLE = "ORCHD_ALLOW"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ class Options:
     listen_address: str
     log_level: str
     slirp_socket: Path | None = None
+    allow: tuple[str, ...] = ()
 
 
 class Orchd:
@@ -78,6 +82,7 @@ class Orchd:
             network_root=options.run_dir / "network",
             manager_socket=options.run_dir / "manager.sock",
             slirp_socket=options.slirp_socket,
+            policies=tuple(options.allow),
         )
         self._bootstrap = options.state_dir / "bootstrap.pb"
         self._member: Member | None = None
@@ -344,6 +349,26 @@ def keep_in_memory(run_dir: Path) -> None:
         log.info("run_dir.mounted", path=run_dir, why="it was not on a tmpfs")
 
 
+def _policy(word: str) -> str:
+    why = privileges.check_policy(word)
+    if why:
+        raise argparse.ArgumentTypeError(why)
+    return word
+
+
+def allowed_by_environment(environment: Mapping[str, str]) -> list[str]:
+    """The policies of ``ORCHD_ALLOW``; --allow adds to them.
+
+    Raises:
+        SystemExit: a word is none.
+    """
+    words = environment.get(ALLOW_VARIABLE, "").split()
+    for word in words:
+        if why := privileges.check_policy(word):
+            sys.exit(f"orchd: {ALLOW_VARIABLE}: {why}")
+    return words
+
+
 def read_options(arguments: list[str]) -> Options:
     """The options of a command line."""
     parser = argparse.ArgumentParser(prog="orchd", description="The node daemon of orch.")
@@ -363,6 +388,15 @@ def read_options(arguments: list[str]) -> Options:
     listen = f"0.0.0.0:{defaults.MANAGER_PORT}"
     parser.add_argument(
         "--listen-address", default=listen, metavar="HOST[:PORT]", help="where this node listens as a manager"
+    )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=allowed_by_environment(os.environ),
+        type=_policy,
+        metavar="POLICY",
+        help="what containers may have beyond their walls: privileged, host-network, device:/dev/NAME, bind:/PATH; "
+        f"may be repeated; else what {ALLOW_VARIABLE} has, with spaces between",
     )
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     # How the half outside of the namespaces tells the one inside that it is there.

@@ -43,7 +43,7 @@ def container_config(
         cwd=spec.working_dir or image.working_dir or "/",
         hostname=process.hostname(task, node)[:64],
         readonly_rootfs=spec.read_only_root,
-        capabilities=capabilities(spec.cap_add, spec.cap_drop),
+        capabilities=capabilities(["ALL"] if spec.privileges.privileged else spec.cap_add, spec.cap_drop),
         sysctls=_sysctls(spec, host_network=host_network),
         pids_limit=(limits.pids or -1) if limits.HasField("pids") else defaults.PIDS_LIMIT,
         host_network=host_network,

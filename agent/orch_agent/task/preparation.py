@@ -22,6 +22,7 @@ from orch_agent.task import files, mounts, process
 from orch_agent.task.container_config import container_config, user_of
 from orch_agent.task.health import HealthPlan, plan_health
 from orch_agent.task.needs import Needs, needs_of
+from orch_agent.task.privileges import check_policy, open_up
 from orch_agent.task.record import Records
 from orch_agent.task.templates import NodeFacts
 from orch_agent.volumes import VolumeStore
@@ -55,6 +56,7 @@ class _Files:
     image: ImageInfo
     rootfs: OverlayRootfs
     mounts: tuple[mounts.OciMount, ...]
+    is_recalled: bool = False
 
 
 def stop_signal(task: objects.Task, image: ImageConfig) -> int:
@@ -134,6 +136,7 @@ class Preparation:
         records: Records,
         log_folder: Path,
         host_gateway: str,
+        policies: Collection[str] = (),
     ) -> None:
         self._node = node
         self._held = held
@@ -144,6 +147,7 @@ class Preparation:
         self._records = records
         self._log_folder = log_folder
         self._host_gateway = host_gateway
+        self._policies = policies
 
     def log_path(self, task_id: str) -> Path:
         """The newest file of a task's log."""
@@ -171,7 +175,9 @@ class Preparation:
     async def recall(self, task: objects.Task) -> Prepared:
         """What is needed to go on with a container that runs already."""
         image = await asyncio.to_thread(self._resolve, task)
-        return self._assemble(task, _Files(image, OverlayRootfs(lower=(), upper="", work=""), ()), None)
+        return self._assemble(
+            task, _Files(image, OverlayRootfs(lower=(), upper="", work=""), (), is_recalled=True), None
+        )
 
     def release_network(self, task: objects.Task) -> None:
         """Asks for the task to be detached; the request is sent before this returns to the loop, and not waited for."""
@@ -210,6 +216,7 @@ class Preparation:
             raise TaskFailure(str(error), types.FAILURE_REASON_IMAGE) from error
 
     def _prepare_files(self, task: objects.Task, needs: Needs) -> _Files:
+        check_policy(task, self._policies, self._node)
         image = self._resolve(task)
         lower = self._images.lower_dirs(image)
         binds = files.write_task_files(
@@ -274,10 +281,13 @@ class Preparation:
                 f"image {spec.image} names no program and neither does the service; add a command",
                 types.FAILURE_REASON_START,
             )
+        config = container_config(task, image, arguments, made.mounts, self._node)
+        if not made.is_recalled:
+            open_up(config, task)
         return Prepared(
             image_id=made.image.id,
             request=ContainerRequest(
-                config=container_config(task, image, arguments, made.mounts, self._node),
+                config=config,
                 rootfs=made.rootfs,
                 netns_path=netns_path,
                 log=log_options(task, self.log_path(task.id)),

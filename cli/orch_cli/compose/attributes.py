@@ -311,7 +311,11 @@ SERVICE: Final[Table] = {
     "deploy": yes(Shape.TABLE, children=DEPLOY),
     "develop": accept("a developer's watch rules"),
     "device_cgroup_rules": later(),
-    "devices": later(),
+    "devices": yes(
+        Shape.LIST | Shape.ENTRIES,
+        "host[:container[:rwm]], also a folder of devices; on nodes that allow it: `orchd --allow device:PATH`",
+        {"source": yes(), "target": yes(), "permissions": yes(note="rwm or a part of it")},
+    ),
     "dns": later("names are answered at 127.0.0.11, other names by the name servers of the node"),
     "dns_opt": yes(Shape.LIST),
     "dns_search": yes(WORDS),
@@ -342,7 +346,8 @@ SERVICE: Final[Table] = {
     "memswap_limit": yes(note="memory plus swap; -1: unlimited"),
     "models": never("models are not part of orch"),
     "network_mode": yes(
-        note="bridge and default: the stack's default network; host, none, service:, container:: not supported yet"
+        note="bridge and default: the stack's default network; host: on nodes that allow it "
+        "(`orchd --allow host-network`); none, service:, container:: not supported yet"
     ),
     "networks": yes(Shape.LIST | Shape.NAMED, children=SERVICE_NETWORK),
     "oom_kill_disable": warn("does not exist in cgroup v2"),
@@ -354,7 +359,7 @@ SERVICE: Final[Table] = {
     "post_start": later(),
     "pre_start": later(),
     "pre_stop": later(),
-    "privileged": later("give capabilities with cap_add"),
+    "privileged": yes(note="on nodes that allow it: `orchd --allow privileged`"),
     "profiles": yes(Shape.LIST, "without --profile such services are left out, with a note"),
     "provider": never("providers are not part of orch"),
     "pull_policy": yes(

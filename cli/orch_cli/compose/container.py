@@ -7,6 +7,7 @@ import signal
 from collections.abc import Mapping
 from typing import Final
 
+from orch_cli.compose.devices import read_devices
 from orch_cli.compose.dotenv import MAX_BYTES, EnvFileError, parse_env_file, parse_raw_env_file
 from orch_cli.compose.files import read_config_references, read_mounts, read_secret_references
 from orch_cli.compose.nodes import ListNode, MapNode, Mark, ScalarNode, describe
@@ -122,6 +123,7 @@ def read_container(service: View, image: str, project: Project) -> ContainerSpec
         ulimits=_ulimits(service),
         pull_policy=_pull_policy(service),
         privileges=_privileges(service),
+        devices=read_devices(service),
     )
     if stop_grace_ms is not None:
         spec.stop_grace_ms = stop_grace_ms
@@ -133,6 +135,8 @@ def read_container(service: View, image: str, project: Project) -> ContainerSpec
         spec.shm_size_bytes = shm_bytes
     if (health := read_healthcheck(service.view("healthcheck"))) is not None:
         spec.healthcheck.CopyFrom(health)
+    if service.text("network_mode") == "host":
+        spec.namespaces.network = "host"
     _commands(service, spec)
     _dns(service, spec)
     _check_no_terminal(service)
@@ -379,8 +383,8 @@ def _pull_policy(service: View) -> str:
 
 
 def _privileges(service: View) -> Privileges | None:
-    """What ``security_opt`` asks for."""
-    result = Privileges()
+    """What ``privileged`` and ``security_opt`` ask for."""
+    result = Privileges(privileged=service.boolean("privileged") or False)
     for word in service.unique_words("security_opt"):
         name, _, value = word.replace("=", ":", 1).partition(":")
         if name == "no-new-privileges":

@@ -34,6 +34,11 @@ def read_attachments(service: View, key: str, project: Project, aliases: list[st
     if mode is not None:
         if service.has("networks"):
             service.error("network_mode", "does not go together with networks", "", "remove one of them")
+        elif mode == "host":
+            if service.has("ports"):
+                why = "the task listens on the node's own addresses"
+                service.error("ports", "does not go together with network_mode: host", why, "remove one of them")
+            return []
         elif mode not in ("bridge", "default"):
             service.error(
                 "network_mode",

@@ -10,6 +10,7 @@ from typing import Final
 from orch_manager import tasks as states
 from orch_manager.scheduler.constraints import first_broken, normal_architecture
 from orch_manager.scheduler.nodes import HostPort, NodeInfo, host_ports, ports_clash
+from orch_proto import privileges
 from orch_proto.objects_pb2 import Task
 
 
@@ -26,6 +27,7 @@ class Demand:
     platforms: tuple[tuple[str, str], ...]
     ports: tuple[HostPort, ...]
     max_replicas_per_node: int
+    privileges: tuple[str, ...] = ()
 
     @staticmethod
     def of(task: Task) -> Demand:
@@ -43,6 +45,7 @@ class Demand:
             ),
             ports=tuple(host_ports(task.endpoint.ports)),
             max_replicas_per_node=placement.max_replicas_per_node,
+            privileges=privileges.wanted(task.spec.container),
         )
 
 
@@ -74,6 +77,11 @@ def _platform(demand: Demand, info: NodeInfo) -> str:
     return "unsupported platform"
 
 
+def _policy(demand: Demand, info: NodeInfo) -> str:
+    refused = privileges.first_refused(demand.privileges, info.node.description.policies) if demand.privileges else ""
+    return f"{refused} not allowed" if refused else ""
+
+
 def _host_ports(demand: Demand, info: NodeInfo) -> str:
     for port in demand.ports:
         if any(ports_clash(port, taken) for taken in info.ports):
@@ -95,6 +103,7 @@ FILTERS: Final[tuple[tuple[str, Filter], ...]] = (
     ("resource", _resources),
     ("constraint", _constraints),
     ("platform", _platform),
+    ("policy", _policy),
     ("host-port", _host_ports),
     ("max-replicas", _max_replicas),
 )

@@ -54,12 +54,12 @@ volumes: {data: , other: , old: {external: true}}
 def test_every_problem_is_told_at_once() -> None:
     """All problems of a file come together, each with its line and attribute."""
     found = problems(
-        "services:\n  web:\n    image: x\n    deploi: {}\n    privileged: true\n    environment: {A: [1]}\n"
+        "services:\n  web:\n    image: x\n    deploi: {}\n    gpus: all\n    environment: {A: [1]}\n"
         "  db:\n    imag: y\n"
     )
     assert [item.split(";")[0] for item in found] == [
         "a.yml:4: services.web.deploi: the key is unknown",
-        "a.yml:5: services.web.privileged: not supported yet",
+        "a.yml:5: services.web.gpus: not supported yet",
         "a.yml:6: services.web.environment.A: a single value is needed",
         "a.yml:8: services.db.imag: the key is unknown",
     ]
@@ -71,9 +71,8 @@ def test_every_problem_is_told_at_once() -> None:
     "text",
     [
         "extends: {service: a}",
-        "privileged: true",
-        "devices: [/dev/fuse]",
-        "network_mode: host",
+        "device_cgroup_rules: [x]",
+        "network_mode: none",
         "network_mode: container:x",
         "pid: host",
         "deploy: {mode: global}",

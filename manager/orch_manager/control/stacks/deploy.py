@@ -18,7 +18,7 @@ from orch_manager.labels import SUPERSEDED_LABEL
 from orch_manager.scheduler.nodes import ports_clash
 from orch_manager.store.schema import SCHEMA, Kind, StoreObject, copy_of
 from orch_manager.store.tables import Reader
-from orch_proto import defaults
+from orch_proto import defaults, privileges
 from orch_proto.control_pb2 import ApplyStackRequest, ChangeKind, FieldChange, ObjectChange
 from orch_proto.objects_pb2 import Config, Network, Node, Secret, Service, Stack, StackVersion, Volume
 from orch_proto.specs_pb2 import ConfigSpec, NetworkSpec, SecretSpec, ServiceSpec, StackSpec
@@ -251,6 +251,17 @@ class Deployer:
         else:
             self._result.note(ChangeKind.CHANGE_KIND_NONE, found)
 
+    def _refuse_privileges(self, spec: ServiceSpec) -> None:
+        """What no node's policy allows could only wait for ever."""
+        asked = privileges.wanted(spec.task.container)
+        refused = [privileges.first_refused(asked, node.description.policies) for node in self._reader.all(Node)]
+        if asked and refused and all(refused):
+            raise FailedPrecondition(
+                self._what,
+                f"service {spec.annotations.name} asks for {refused[0]}, which the policy of no node allows",
+                f"start orchd with --allow {refused[0]} on nodes that shall run it, or leave it out of the stack file",
+            )
+
     def _service(self, wanted: ServiceSpec) -> None:
         spec = self.resolved(wanted)
         name = spec.annotations.name
@@ -261,6 +272,7 @@ class Deployer:
             )
         check_ports(self._reader, spec, present.id if present else "", self._what)
         self._refuse_impossible_reservations(spec)
+        self._refuse_privileges(spec)
         if present is None:
             fresh = Service(id=self._ids.new(), spec=spec, spec_version=1, stack_id=self._result.stack_id)
             self._result.creates.append(fresh)
