@@ -84,6 +84,8 @@ def fetch(url: str, folder: Path, *, checksum: str) -> tuple[Path, str]:
             modified = answer.headers.get("Last-Modified", "")
     except (OSError, ValueError, http.client.HTTPException) as error:
         target.unlink(missing_ok=True)
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         raise BuildError(f"ADD {url}: it cannot be fetched: {error}; check the address and the network") from error
     if expected.isdecimal() and int(expected) != received:
         raise BuildError(f"ADD {url}: {received} of {expected} bytes arrived; build again")

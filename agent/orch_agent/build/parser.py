@@ -27,12 +27,14 @@ _NOT_IN_ONBUILD = ("ONBUILD", "FROM", "MAINTAINER")
 _SINGLE = ("STOPSIGNAL", "USER", "WORKDIR", "MAINTAINER")
 _COMMANDS = ("RUN", "CMD", "ENTRYPOINT", "SHELL")
 _PAIRS = ("ENV", "LABEL")
+_SPLIT_AT_BLANKS = frozenset({"EXPOSE", "VOLUME", "COPY", "ADD", "FROM"})
+"""Their words are divided at every blank, quoted or not (as BuildKit does); a list in JSON is the way out."""
 _WORDS = ("EXPOSE", "VOLUME", "ARG", "COPY", "ADD", "FROM")
 INSTRUCTIONS = frozenset({*_SINGLE, *_COMMANDS, *_PAIRS, *_WORDS, "HEALTHCHECK", "ONBUILD"})
 _FLAG = re.compile(r"--([a-z-]+)(?:=(.*))?\Z", re.DOTALL)
 _JSON_ONLY_SHELL = "SHELL"
 _WHOLE_LINE = frozenset({*_COMMANDS, *_SINGLE, "HEALTHCHECK", "ONBUILD"})
-_NEVER_JSON = frozenset({*_SINGLE, *_PAIRS, "FROM", "ARG", "HEALTHCHECK", "ONBUILD"})
+_NEVER_JSON = frozenset({*_SINGLE, *_PAIRS, "FROM", "ARG", "EXPOSE", "HEALTHCHECK", "ONBUILD"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,16 @@ def json_list(text: str) -> tuple[str, ...] | None:
     return tuple(values)
 
 
+def _is_other_list(text: str) -> bool:
+    """Whether a text is a list in JSON, though not one of strings."""
+    if not text.startswith("["):
+        return False
+    try:
+        return isinstance(json.loads(text), list)
+    except (ValueError, RecursionError):
+        return False
+
+
 class _Parser:
     def __init__(self, line: LogicalLine, escape: str, file: str) -> None:
         self._line = line
@@ -177,11 +189,16 @@ class _Parser:
         return known
 
     def _json(self) -> tuple[str, ...] | None:
-        return json_list(self._rest)
+        values = json_list(self._rest)
+        if values is None and _is_other_list(self._rest):
+            raise self._error(f"{self._keyword}: a list in JSON must hold strings only; put quotes around each item")
+        return values
 
     def _args(self, keyword: str) -> tuple[str, ...]:
         if keyword in _WHOLE_LINE:
             return (self._rest,)
+        if keyword in _SPLIT_AT_BLANKS:
+            return tuple(self._rest.split())
         try:
             words = split_words(self._rest, escape=self._escape)
         except ExpansionError as error:
