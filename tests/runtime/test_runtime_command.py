@@ -75,7 +75,7 @@ def test_errors_for_people(node: RuntimeNode, tmp_path: Path) -> None:
     unknown = _bundle(node, tmp_path / "c", default_config(args=["nope"]))
     assert _command(node, "run", "-b", unknown, "x").returncode == 127
     nobody = subprocess.run(
-        [sys.executable, "-m", "orch_runtime.command", "--root", str(tmp_path), "list"],
+        [sys.executable, "-m", "orch_runtime.command", "--root", str(tmp_path), "version"],
         capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     assert nobody.returncode == 1

@@ -31,9 +31,9 @@ class CgroupV1(CgroupBackend):
 
     version = 1
 
-    def __init__(self, mounts: dict[str, str], parent: str) -> None:
+    def __init__(self, mounts: dict[str, str], parent: str, more: tuple[str, ...] = ()) -> None:
         self._parent = parent
-        self._roots = {name: mounts[name] + parent for name in _CONTROLLERS if name in mounts}
+        self._roots = {name: mounts[name] + parent for name in (*_CONTROLLERS, *more) if name in mounts}
         self._folders = list(dict.fromkeys(self._roots.values()))
         self._mounts = {
             os.path.basename(mounts[name]): ",".join(other for other in self._roots if mounts[other] == mounts[name])
@@ -41,6 +41,10 @@ class CgroupV1(CgroupBackend):
         }
         for folder in self._folders:
             os.makedirs(folder, 0o755, exist_ok=True)
+
+    def folder(self, controller: str, name: str) -> str:
+        """Return the group's folder in a controller's hierarchy, "" where that is not mounted."""
+        return self._path(controller, name)
 
     def _path(self, controller: str, name: str) -> str:
         return f"{self._roots[controller]}/{name}" if controller in self._roots else ""

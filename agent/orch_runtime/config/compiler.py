@@ -62,7 +62,8 @@ def _rootfs(rootfs: OverlayRootfs | BindRootfs, *, readonly: bool) -> RootfsPlan
     return plan
 
 
-def _user(process: Reader, name: str | None) -> UserPlan:
+def read_user(process: Reader, name: str | None) -> UserPlan:
+    """Read `process.user`; `name` ("user", "user:group") takes the place of its ids."""
     user = process.reader("user")
     plan: UserPlan = {
         "name": name or "",
@@ -83,15 +84,17 @@ def _user(process: Reader, name: str | None) -> UserPlan:
     return plan
 
 
-def _capabilities(sets: Reader) -> dict[str, int]:
+def read_capabilities(sets: Reader) -> dict[str, int]:
+    """Read the five sets of `process.capabilities` as masks."""
     known = (1 << last_capability() + 1) - 1
     masks: dict[str, int] = {}
     for name in ("bounding", "effective", "permitted", "inheritable", "ambient"):
         names = sets.texts(name, 64)
         for position, capability in enumerate(names):
-            if capability not in NUMBERS:
+            # OCI config.md, "Linux Process": what the kernel does not know is to be logged, no more.
+            if capability not in NUMBERS and not sets.note(name, capability):
                 raise sets.fail(f"{name}[{position}]", f"{capability!r} is not a capability")
-        masks[name] = mask_of(names) & known
+        masks[name] = mask_of([capability for capability in names if capability in NUMBERS]) & known
     sets.finish()
     if masks["effective"] & ~masks["permitted"]:
         raise sets.fail("effective", "has a capability that is not in permitted")
@@ -100,7 +103,8 @@ def _capabilities(sets: Reader) -> dict[str, int]:
     return masks
 
 
-def _rlimits(process: Reader) -> list[list[int]]:
+def read_rlimits(process: Reader) -> list[list[int]]:
+    """Read `process.rlimits` as [number, soft, hard], -1 for no limit."""
     limits: list[list[int]] = []
     for rlimit in process.readers("rlimits", 32):
         kind = rlimit.text("type")
@@ -130,12 +134,12 @@ def read_process(process: Reader, user: str | None) -> tuple[ProcessPlan, int | 
         raise process.fail("terminal", "is not supported by this runtime")
     process.ignore("terminal", "consoleSize")
     given = process.reader("capabilities")
-    masks = remembered("capabilities", given.raw, lambda: _capabilities(given))
+    masks = remembered("capabilities", given.raw, lambda: read_capabilities(given))
     plan: ProcessPlan = {
         "args": args,
         "env": env,
         "cwd": normal_path(process.text("cwd", "/"), process.where("cwd")),
-        "user": _user(process, user),
+        "user": read_user(process, user),
         "capabilities": {
             "bounding": masks["bounding"],
             "effective": masks["effective"],
@@ -144,7 +148,7 @@ def read_process(process: Reader, user: str | None) -> tuple[ProcessPlan, int | 
             "ambient": masks["ambient"],
         },
         "no_new_privileges": process.boolean("noNewPrivileges"),
-        "rlimits": _rlimits(process),
+        "rlimits": read_rlimits(process),
     }
     oom_score_adj = process.integer("oomScoreAdj", -1000, 1000) if process.has("oomScoreAdj") else None
     process.finish()
@@ -174,7 +178,8 @@ def _namespaces(linux: Reader, netns_path: str | None) -> tuple[str, str]:
     return ("new" if "network" in found else "host"), ""
 
 
-def _devices(linux: Reader) -> list[list[Any]]:
+def read_devices(linux: Reader) -> list[list[Any]]:
+    """Read `linux.devices` as [path, mode, major, minor, uid, gid]."""
     devices: list[list[Any]] = []
     for device in linux.readers("devices"):
         kind = device.text("type")
@@ -191,7 +196,8 @@ def _devices(linux: Reader) -> list[list[Any]]:
     return devices
 
 
-def _sysctls(linux: Reader, network: str) -> list[list[str]]:
+def read_sysctls(linux: Reader, network: str) -> list[list[str]]:
+    """Read `linux.sysctl` as [path, value]; `network` is "host" where the container has no network namespace."""
     sysctls: list[list[str]] = []
     for name, value in linux.text_map("sysctl").items():
         path = name.replace(".", "/") if "/" not in name else name
@@ -279,8 +285,8 @@ def compile_config(
         "mounts": mounts,
         "masked": masked,
         "readonly": read_only,
-        "devices": _devices(linux),
-        "sysctls": _sysctls(linux, network),
+        "devices": read_devices(linux),
+        "sysctls": read_sysctls(linux, network),
         "process": process,
         "oom_score_adj": oom_score_adj,
         "init": init,

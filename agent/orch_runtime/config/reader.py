@@ -13,12 +13,14 @@ _MISSING = object()
 class Reader:
     """One JSON object, at a known path; every key has to be asked for, so that unknown ones are found by `finish`."""
 
-    def __init__(self, value: object, path: str) -> None:
+    def __init__(self, value: object, path: str, unknown: list[str] | None = None) -> None:
         if not isinstance(value, Mapping):
             raise InvalidConfig(path or "config", f"must be an object, not {type(value).__name__}")
         self._value: Mapping[str, Any] = value
         self._path = path
         self._asked: set[str] = set()
+        # Where unknown keys are noted when they are no error: OCI config.md, "Extensibility".
+        self._unknown = unknown
 
     @property
     def raw(self) -> Mapping[str, Any]:
@@ -87,21 +89,31 @@ class Reader:
 
     def reader(self, key: str) -> Reader:
         """Return the object under key (empty when absent)."""
-        return Reader(self._get(key, Mapping, "an object", {}), self.where(key))
+        return Reader(self._get(key, Mapping, "an object", {}), self.where(key), self._unknown)
 
     def readers(self, key: str, limit: int = 1024) -> list[Reader]:
         """Return the list of objects under key (empty when absent)."""
         value: list[Any] = self._get(key, (list, tuple), "a list", [])
         if len(value) > limit:
             raise self.fail(key, f"has {len(value)} entries; the limit is {limit}")
-        return [Reader(entry, f"{self.where(key)}[{position}]") for position, entry in enumerate(value)]
+        return [Reader(entry, f"{self.where(key)}[{position}]", self._unknown) for position, entry in enumerate(value)]
 
     def ignore(self, *keys: str) -> None:
         """Accept keys that have no meaning for a runtime of this kind."""
         self._asked.update(keys)
 
+    def note(self, key: str, what: str) -> bool:
+        """Note a value that is ignored; False where such values are errors."""
+        if self._unknown is None:
+            return False
+        self._unknown.append(f"{self.where(key)} {what}")
+        return True
+
     def finish(self) -> None:
-        """Refuse whatever was not asked for: nothing is accepted in silence."""
+        """Refuse (or note) whatever was not asked for: nothing is accepted in silence."""
         for key, value in self._value.items():
             if key not in self._asked and value not in (None, [], {}, "", False):
+                if self._unknown is not None:
+                    self._unknown.append(self.where(key))
+                    continue
                 raise self.fail(key, "is not supported by this runtime")

@@ -88,10 +88,15 @@ def unmount(target: str, flags: int = MNT_DETACH) -> None:
         raise_errno("umount", target)
 
 
+def pivot_root(new: str, put_old: str) -> None:
+    """Make the mount `new` the root and move the old root to `put_old`; both may be "."."""
+    if _pivot_root(SYS_PIVOT_ROOT, os.fsencode(new), os.fsencode(put_old)) < 0:
+        raise_errno("pivot_root")
+
+
 def pivot_root_here() -> None:
     """Make the working directory, a mount, the root, and detach the old root with all below it."""
-    if _pivot_root(SYS_PIVOT_ROOT, b".", b".") < 0:
-        raise_errno("pivot_root")
+    pivot_root(".", ".")
     unmount(".")
     os.chdir("/")
 

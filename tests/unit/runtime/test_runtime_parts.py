@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from orch_runtime import errors
 from orch_runtime.cgroups.v2 import CgroupV2, weight_of_shares
-from orch_runtime.command import signal_number
 from orch_runtime.keeper import parse_arguments
+from orch_runtime.keeper_command import signal_number
 from orch_runtime.supervisor.exits import ExitJournal
 from orch_runtime.supervisor.logs import LINE_BYTES, LogFile, split_lines
 from orch_runtime.supervisor.usage import network_usage

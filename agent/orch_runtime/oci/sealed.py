@@ -1,0 +1,30 @@
+"""Our own program, out of a container's reach.
+
+A process on its way into a container shows there as /proc/PID/exe, and a container's program may be a link to
+/proc/self/exe: whoever can open that for writing has the host's interpreter (CVE-2019-5736). So what enters containers
+runs from a read-only mount of the interpreter that exists nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from orch_runtime.kernel import mounts
+
+_OWN = "/proc/self/exe"
+
+
+def run_from_readonly_mount() -> None:
+    """Execute this very command again from a detached read-only mount, unless it runs from one already.
+
+    Raises:
+        KernelError: the mount cannot be made.
+    """
+    if os.geteuid() != 0 or os.statvfs(_OWN).f_flag & os.ST_RDONLY:
+        return
+    tree = mounts.open_tree(mounts.AT_FDCWD, _OWN, mounts.OPEN_TREE_CLONE)
+    mounts.set_mount_attributes(tree, mounts.MOUNT_ATTR_RDONLY, name=_OWN)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(f"/proc/self/fd/{tree}", [sys.executable, *sys.orig_argv[1:]], os.environ)
