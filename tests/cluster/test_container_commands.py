@@ -84,7 +84,7 @@ def test_exec(web: Playground) -> None:
 
 def test_exec_on_a_terminal(web: Playground) -> None:
     """Keys, Ctrl-C and the exit code pass through a terminal; the detach keys leave the command running."""
-    script = "trap 'echo caught; exit 6' INT; echo begun; read line; echo got $line; sleep 50"
+    script = "trap 'echo caught; exit 6' INT; echo begun; read line; echo got $line; while true; do sleep 0.1; done"
     typist = Typist(web, "exec", "-it", "box_web.1", "sh", "-c", script)
     typist.sees(b"begun")
     typist.types(b"hello\n")
