@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -186,29 +187,31 @@ class RelayServer:
     async def _serve_image_work(self, stream: _Stream, wish: dict[str, object]) -> None:
         """Takes the upload to a file, has a process of its own do the work, and tells what became of it."""
         self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self._scratch, prefix="upload-") as upload:
-            await _say(stream, calls.RelayOutput(ready=True))
-            await _receive_upload(stream, upload.fileno())
-            wish = {**wish, "root": str(self._images.root), "upload": upload.name}
-            async for event in run_image_worker(wish):
-                if "progress" in event:
-                    progress = calls.BuildProgress(text=str(event["progress"]), from_step=bool(event.get("from_step")))
-                    await _say(stream, calls.RelayOutput(build_progress=progress))
-                elif "error" in event:
-                    raise RelayFailed(str(event.get("code", "FAILED_PRECONDITION")), str(event["error"]))
-                elif "images" in event:
-                    ids = event["images"]
-                    assert isinstance(ids, list)
-                    made = [image_summary(self._images.resolve(str(image_id)), self._node) for image_id in ids]
-                    await _say(stream, calls.RelayOutput(result=calls.RelayResult(images=made)))
+        # The process gets ready while the upload comes.
+        async with image_worker() as worker:
+            with tempfile.NamedTemporaryFile(dir=self._scratch, prefix="upload-") as upload:
+                await _say(stream, calls.RelayOutput(ready=True))
+                await _receive_upload(stream, upload.fileno())
+                wish = {**wish, "root": str(self._images.root), "upload": upload.name}
+                async for event in _worker_events(worker, wish):
+                    await self._tell_image_event(stream, event)
+
+    async def _tell_image_event(self, stream: _Stream, event: dict[str, object]) -> None:
+        if "progress" in event:
+            progress = calls.BuildProgress(text=str(event["progress"]), from_step=bool(event.get("from_step")))
+            await _say(stream, calls.RelayOutput(build_progress=progress))
+        elif "error" in event:
+            raise RelayFailed(str(event.get("code", "FAILED_PRECONDITION")), str(event["error"]))
+        elif "images" in event:
+            ids = event["images"]
+            assert isinstance(ids, list)
+            made = [image_summary(self._images.resolve(str(image_id)), self._node) for image_id in ids]
+            await _say(stream, calls.RelayOutput(result=calls.RelayResult(images=made)))
 
 
-async def run_image_worker(wish: dict[str, object]) -> AsyncIterator[dict[str, object]]:
-    """Runs the image worker and gives its events; the process is ended when the caller goes away.
-
-    Raises:
-        RelayFailed: it ended without a result.
-    """
+@asynccontextmanager
+async def image_worker() -> AsyncIterator[asyncio.subprocess.Process]:
+    """An image worker that waits for its work; ended, if it has not, when the caller goes away."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-I",
@@ -219,21 +222,8 @@ async def run_image_worker(wish: dict[str, object]) -> AsyncIterator[dict[str, o
         limit=MAX_WORKER_LINE_BYTES,
         start_new_session=True,
     )
-    assert process.stdin is not None
-    assert process.stdout is not None
     try:
-        process.stdin.write(json.dumps(wish).encode())
-        process.stdin.write_eof()
-        final = False
-        async for line in process.stdout:
-            event = json.loads(line)
-            final = final or "images" in event or "error" in event
-            yield event
-        code = await process.wait()
-        if not final:
-            raise RelayFailed(
-                "INTERNAL", f"the image worker ended with status {code} and no result; see the node's log"
-            )
+        yield process
     finally:
         if process.returncode is None:
             process.terminate()  # it removes what it made halfway
@@ -242,6 +232,28 @@ async def run_image_worker(wish: dict[str, object]) -> AsyncIterator[dict[str, o
                     await process.wait()
             except TimeoutError:
                 process.kill()
+
+
+async def _worker_events(
+    process: asyncio.subprocess.Process, wish: dict[str, object]
+) -> AsyncIterator[dict[str, object]]:
+    """Gives an image worker its work, and its events until it has ended.
+
+    Raises:
+        RelayFailed: it ended without a result.
+    """
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(wish).encode())
+    process.stdin.write_eof()
+    final = False
+    async for line in process.stdout:
+        event = json.loads(line)
+        final = final or "images" in event or "error" in event
+        yield event
+    code = await process.wait()
+    if not final:
+        raise RelayFailed("INTERNAL", f"the image worker ended with status {code} and no result; see the node's log")
 
 
 async def _receive_upload(stream: _Stream, descriptor: int) -> None:
