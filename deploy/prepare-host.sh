@@ -14,7 +14,7 @@ export PATH="$PATH:/usr/sbin:/sbin"
 
 # command to look for : Debian package that brings it
 node_needs=(ip:iproute2 nft:nftables busybox:busybox-static)
-test_needs=(conntrack:conntrack prometheus:prometheus promtool:prometheus debootstrap:debootstrap)
+test_needs=(conntrack:conntrack prometheus:prometheus promtool:prometheus debootstrap:debootstrap newuidmap:uidmap slirp4netns:slirp4netns)
 
 say() { printf 'prepare-host: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }

@@ -15,7 +15,8 @@ from orch_runtime.kernel import mounts, process
 
 UID = 64242
 NAME = "orch-ordinary"
-_SUBORDINATE = f"{NAME}:500000:65536\n"
+SUBORDINATE_FIRST = 500_000
+_SUBORDINATE = f"{NAME}:{SUBORDINATE_FIRST}:65536\n"
 
 
 def make_folder(folder: Path) -> None:

@@ -70,8 +70,9 @@ def task_reason(task: Task, node: Node | None = None, now_ms: int = 0) -> str:
         return f"{seen}; waiting up to {format_duration(left_ms / 1000)}".lower()
     if status.error:
         return status.error
-    if status.state == TaskState.TASK_STATE_RUNNING and status.message.startswith("out of memory"):
-        return status.message
+    if status.state == TaskState.TASK_STATE_RUNNING:
+        # After the state itself stands what was asked for and the node could not do.
+        return status.message if status.message.startswith("out of memory") else status.message.partition("; ")[2]
     if status.state == TaskState.TASK_STATE_PENDING and status.message and status.message != "pending":
         return status.message
     return ""
