@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _KEEPER_COMMANDS = ("keeper", "stats", "version", "shutdown")
+_ENTERING = ("create", "run", "exec")
 _KEEPER_SOCKET = "runtime.sock"
 _WITH_VALUE = ("--root", "--log", "--log-format", "--cgroup-manager", "--rootless", "--criu")
 
@@ -44,6 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         from orch_runtime.keeper_command import main as keeper_main  # noqa: PLC0415 -- see the top
 
         return keeper_main(words)
+    if command in _ENTERING:
+        from orch_runtime.errors import KernelError  # noqa: PLC0415 -- see the top
+        from orch_runtime.oci.sealed import run_from_readonly_mount  # noqa: PLC0415 -- see the top
+
+        try:
+            run_from_readonly_mount(words)
+        except KernelError as error:
+            sys.stderr.write(f"orch-runtime: cannot protect the interpreter from containers: {error}\n")
+            return 1
     from orch_runtime.oci.command import main as oci_main  # noqa: PLC0415 -- see the top
 
     return oci_main(words)

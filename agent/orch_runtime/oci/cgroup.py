@@ -101,7 +101,7 @@ class ContainerCgroup:
         elif not new:
             limits.pop("devices", None)
         warnings = self.backend.set_limits(self._name, limits)
-        writes = _writes_v1(cleaned) if self.backend.version == 1 else _writes_v2(cleaned)
+        writes = read_extra_writes(cleaned, self.backend.version)
         for controller, file, value in writes:
             folder = self._folder(controller)
             if not folder or not os.path.exists(f"{folder}/{file}"):
@@ -155,6 +155,15 @@ class ContainerCgroup:
                 raise Refused(f"cgroup {self.path} is still in use: end the processes {self.processes()} first")
             time.sleep(pause)
             pause = min(pause * 2, 0.05)
+
+
+def read_extra_writes(resources: Mapping[str, object], version: int) -> list[tuple[str, str, str]]:
+    """Return (controller, file, value) of the resources that only the OCI command line sets.
+
+    Raises:
+        InvalidConfig: naming the JSON path.
+    """
+    return _writes_v1(resources) if version == 1 else _writes_v2(resources)
 
 
 def _numbers(reader: Reader, key: str, low: int = 0, high: int = 1 << 62) -> int:

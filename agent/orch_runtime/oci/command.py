@@ -13,11 +13,9 @@ import time
 from collections.abc import Sequence
 
 from orch_runtime.errors import RuntimeFailure, StartFailed
-from orch_runtime.oci.sealed import run_from_readonly_mount
 
 DEFAULT_ROOT = "/run/orch-runtime"
 SPEC_VERSION = "1.2.0"
-_ENTERING = ("create", "run", "exec")
 _VERSION = f"orch-runtime version 0.1.0\nspec: {SPEC_VERSION}\n"
 
 
@@ -140,10 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.write("error", "systemd's cgroups are not supported: use the cgroupfs manager of your engine")
         return 1
     try:
-        if arguments.command in _ENTERING:
-            run_from_readonly_mount()
-        # Not before the line above, which begins again in a new interpreter.
-        from orch_runtime.oci.verbs import VERBS  # noqa: PLC0415
+        from orch_runtime.oci.verbs import VERBS  # noqa: PLC0415 -- wrong usage is said without it
 
         return VERBS[arguments.command](arguments, log)
     except StartFailed as failure:

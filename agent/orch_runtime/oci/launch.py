@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pwd
-import shutil
 import socket
 import time
 from collections.abc import Mapping
@@ -210,7 +209,8 @@ class Launcher:
         """
         folder = self._store.make(self._request.id)
         try:
-            shutil.copyfile(self._request.config_path, f"{folder}/{CONFIG_FILE}")
+            with open(f"{folder}/{CONFIG_FILE}", "w", encoding="utf-8") as file:
+                json.dump(self.config, file)
             self.cgroup.create()
             self.warnings += self.cgroup.apply(self.spec.resources, new=True)
             record = self._fork(folder)

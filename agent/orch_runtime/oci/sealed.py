@@ -13,10 +13,13 @@ import sys
 from orch_runtime.kernel import mounts
 
 _OWN = "/proc/self/exe"
+_BEGIN_AGAIN = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); from orch_runtime.command import main; sys.exit(main())"
+)
 
 
-def run_from_readonly_mount() -> None:
-    """Execute this very command again from a detached read-only mount, unless it runs from one already.
+def run_from_readonly_mount(arguments: list[str]) -> None:
+    """Execute `orch-runtime ARGUMENTS` again from a detached read-only mount, unless it runs from one already.
 
     Raises:
         KernelError: the mount cannot be made.
@@ -25,6 +28,7 @@ def run_from_readonly_mount() -> None:
         return
     tree = mounts.open_tree(mounts.AT_FDCWD, _OWN, mounts.OPEN_TREE_CLONE)
     mounts.set_mount_attributes(tree, mounts.MOUNT_ATTR_RDONLY, name=_OWN)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execve(f"/proc/self/fd/{tree}", [sys.executable, *sys.orig_argv[1:]], os.environ)
+    package_folder = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    # Isolated and without site: this package needs the standard library only, and searching for more takes time.
+    words = [sys.executable, "-I", "-S", "-c", _BEGIN_AGAIN, package_folder, *arguments]
+    os.execve(f"/proc/self/fd/{tree}", words, os.environ)

@@ -228,9 +228,9 @@ def _sysctls(
 ) -> tuple[tuple[str, str], ...]:
     kinds = new | {kind for kind, _ in joined}
     entries = read_sysctls(linux, "new" if "network" in kinds else "host")
-    for path, _ in entries:
+    for path, value in entries:
         needs = "" if path.startswith("net/") else "uts" if path.endswith("name") else "ipc"
-        if path == "kernel/hostname" or (path == "kernel/domainname" and domainname):
+        if path == "kernel/hostname" or (path == "kernel/domainname" and domainname not in ("", value)):
             raise linux.fail(f"sysctl.{path.replace('/', '.')}", "is set by the config's own key of that name")
         if needs and needs not in kinds:
             raise linux.fail(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -100,7 +99,11 @@ class Store:
 
     def remove(self, container_id: str) -> None:
         """Remove the container's folder."""
-        shutil.rmtree(self.folder(container_id), ignore_errors=True)
+        folder = self.folder(container_id)
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(folder):
+                os.unlink(f"{folder}/{name}")
+            os.rmdir(folder)
 
     def all(self) -> list[Record]:
         """Return every container, oldest first."""

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -269,6 +268,8 @@ def _ps(arguments: argparse.Namespace, log: Log) -> int:  # noqa: ARG001 -- as a
     if arguments.format == "json":
         print(json.dumps(pids))
         return 0
+    import subprocess  # noqa: PLC0415 -- start-up time of the others
+
     done = subprocess.run(["ps", *(arguments.args or ["-ef"])], capture_output=True, text=True, timeout=30, check=False)
     lines = done.stdout.splitlines()
     if done.returncode or not lines or "PID" not in lines[0].split():
