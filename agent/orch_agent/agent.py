@@ -20,7 +20,7 @@ from orch_agent.images.snapshots import Snapshots
 from orch_agent.images.store import ImageStore
 from orch_agent.managers import ManagerLine
 from orch_agent.metrics import NodeCollector, serve_metrics
-from orch_agent.network_sync import NetworkSync
+from orch_agent.network_sync import Here, NetworkSync
 from orch_agent.node_state import Membership
 from orch_agent.packets import JsonObject, PacketLink
 from orch_agent.relay import RelayServer
@@ -121,12 +121,11 @@ class Agent:
             on_connected=self._network_connected,
         )
         self._runtime = Runtime(self._runtime_link)
-        self._network = NetworkSync(
-            self._network_link,
-            membership.node_id,
-            self._attached_tasks,
-            forwarded=places.slirp_socket is not None,
-        )
+        # Without root the node is behind a translator of addresses, which carries no overlay.
+        is_rootless = places.slirp_socket is not None
+        data_path = "" if is_rootless else membership.data_path_address
+        here = Here(membership.node_id) if is_rootless else Here.on_this_host(membership.node_id, data_path)
+        self._network = NetworkSync(self._network_link, here, self._attached_tasks, forwarded=is_rootless)
         self._stats = StatsReader(self._runtime)
         self._preparation = Preparation(
             node=self._node,
@@ -145,7 +144,7 @@ class Agent:
             node_id=membership.node_id,
             managers=self._managers,
             dial=dial,
-            describe=lambda: describe_node(hostname, membership.data_path_address, places.policies),
+            describe=lambda: describe_node(hostname, data_path, places.policies),
             reporter=self._reporter,
             handler=self,
             version=VERSION,

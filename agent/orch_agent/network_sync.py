@@ -9,10 +9,12 @@ is told anew.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from orch_agent.errors import LinkLost, LinkRefused
+from orch_agent.overlay_mtu import overlay_mtu
 from orch_agent.packets import JsonObject, PacketLink
 from orch_agent.worker.assignments import Delta, Holdings
 from orch_network import protocol
@@ -26,30 +28,77 @@ from orch_rpc import logs
 #: service, and each telling names all endpoints of it. The first change of a quiet time is told at once.
 TELL_INTERVAL_S = 0.02
 log = logs.get("network")
+#: Endpoints and ways that are told in one packet; each takes at most some 300 bytes of the 1 MiB of a packet.
+_ENDPOINTS_AT_ONCE = 2000
 _PortKey = tuple[str, str, int]
 _PROTOCOLS = {types.PORT_PROTOCOL_TCP: "tcp", types.PORT_PROTOCOL_UDP: "udp"}
 
 
-def network_wanted(network: objects.Network) -> protocol.Network | None:
+@dataclass(frozen=True, slots=True)
+class Here:
+    """This node, as others' traffic finds it.
+
+    Attributes:
+        node_id: its id.
+        data_path_address: where it takes overlay traffic, an IPv4 address; empty: it takes none.
+        mtu: of a network whose packets leave by that address, in bytes.
+    """
+
+    node_id: str
+    data_path_address: str = ""
+    mtu: int = defaults.NETWORK_MTU
+
+    @classmethod
+    def on_this_host(cls, node_id: str, data_path_address: str) -> Here:
+        """Looks the interface of the data path up."""
+        if not _is_ipv4(data_path_address):
+            log.warning("network.no_overlay", why=f"the data-path address {data_path_address!r} is not an IPv4 address")
+            return cls(node_id)
+        return cls(node_id, data_path_address, overlay_mtu(data_path_address))
+
+
+def spans_nodes(network: objects.Network) -> bool:
+    """Whether tasks of a network reach those of other nodes."""
+    return network.spec.driver in {"", "overlay"} and bool(network.vni)
+
+
+def network_wanted(network: objects.Network, here: Here) -> protocol.Network | None:
     """A network as the network process takes it; None for one that needs no router (host, none)."""
     if not network.ipam.pools:
         return None
     pool = network.ipam.pools[0]
+    spans = spans_nodes(network) and bool(here.data_path_address)
     return protocol.Network(
         id=network.id,
         name=network.spec.annotations.name,
         subnet=pool.subnet,
         gateway=pool.gateway.split("/")[0],
         internal=network.spec.internal,
-        mtu=network.spec.mtu or defaults.NETWORK_MTU,
+        mtu=network.spec.mtu or (here.mtu if spans else defaults.NETWORK_MTU),
+        vni=network.vni if spans else 0,
+        underlay=here.data_path_address if spans else "",
     )
 
 
-def services_on_networks(service: dispatcher.ServiceEndpoints, node_id: str) -> dict[str, protocol.Service]:
+def _reached(endpoint: dispatcher.TaskEndpoint, here: Here, *, spans: bool) -> bool:
+    """Whether packets from this node get to a task; an address without a way is a connection that hangs."""
+    return endpoint.node_id == here.node_id or (spans and _is_remote(endpoint, here))
+
+
+def _is_remote(endpoint: dispatcher.TaskEndpoint, here: Here) -> bool:
+    there = endpoint.data_path_address
+    return bool(here.data_path_address) and _is_ipv4(there) and there != here.data_path_address
+
+
+def services_on_networks(
+    service: dispatcher.ServiceEndpoints, here: Here, spanning: Collection[str]
+) -> dict[str, protocol.Service]:
     """A service as each of its networks knows it, by network id.
 
-    A network reaches the tasks of its own node alone, as nothing carries it between hosts: an address on another one
-    would be a connection that hangs.
+    Args:
+        service: as the leader describes it.
+        here: this node.
+        spanning: ids of the networks that span nodes; others end at this one.
     """
     return {
         on.network_id: protocol.Service(
@@ -65,17 +114,34 @@ def services_on_networks(service: dispatcher.ServiceEndpoints, node_id: str) -> 
                     aliases=(endpoint.hostname,) if endpoint.hostname else (),
                 )
                 for endpoint in on.endpoints
-                if endpoint.node_id == node_id
+                if _reached(endpoint, here, spans=on.network_id in spanning)
+            ),
+            remotes=tuple(
+                protocol.Remote(endpoint.address.split("/")[0], endpoint.data_path_address)
+                for endpoint in (*on.endpoints, *on.silent)
+                if on.network_id in spanning and endpoint.node_id != here.node_id and _is_remote(endpoint, here)
+            ),
+            peers=tuple(
+                address
+                for address in service.mesh_addresses
+                if on.network_id in spanning
+                and on.network_id == service.ingress_network_id
+                and here.data_path_address
+                and address != here.data_path_address
+                and _is_ipv4(address)
             ),
         )
         for on in service.networks
     }
 
 
-def published_ports(service: dispatcher.ServiceEndpoints, node_id: str) -> list[protocol.PublishedPort]:
+def published_ports(
+    service: dispatcher.ServiceEndpoints, here: Here, spanning: Collection[str]
+) -> list[protocol.PublishedPort]:
     """The ports at which this node answers for a service.
 
-    It answers with its own tasks alone (see `services_on_networks`). In host mode it answers only where it has one.
+    It answers with its own tasks, which then see the client's address; in ingress mode, when it has none, with those of
+    other nodes. In host mode it answers only where it has one.
     """
     through = next((on for on in service.networks if on.network_id == service.ingress_network_id), None)
     if through is None:
@@ -85,9 +151,11 @@ def published_ports(service: dispatcher.ServiceEndpoints, node_id: str) -> list[
         if port.protocol not in _PROTOCOLS or not port.published_port:
             continue
         host_mode = port.mode == types.PUBLISH_MODE_HOST
-        endpoints = [endpoint for endpoint in through.endpoints if endpoint.node_id == node_id]
+        endpoints = [endpoint for endpoint in through.endpoints if endpoint.node_id == here.node_id]
         if host_mode and not endpoints:
             continue
+        spans = through.network_id in spanning
+        endpoints = endpoints or [each for each in through.endpoints if _reached(each, here, spans=spans)]
         ports.append(
             protocol.PublishedPort(
                 protocol=_PROTOCOLS[port.protocol],
@@ -102,23 +170,31 @@ def published_ports(service: dispatcher.ServiceEndpoints, node_id: str) -> list[
     return ports
 
 
+def _is_ipv4(address: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET, address)
+    except OSError:
+        return False
+    return True
+
+
 class NetworkSync:
     """Tells the network process what is wanted.
 
     Args:
         link: the connection to it.
-        node_id: this node.
+        here: this node.
         alive: gives the ids of the tasks that still need their network.
         forwarded: somebody else takes connections on the host and passes them on: ports are published at every address
             of the node, and which addresses of the host were meant is for `published`.
     """
 
     def __init__(
-        self, link: PacketLink, node_id: str, alive: Callable[[], Collection[str]], *, forwarded: bool = False
+        self, link: PacketLink, here: Here, alive: Callable[[], Collection[str]], *, forwarded: bool = False
     ) -> None:
         self._link = link
         self._forwarded = forwarded
-        self._node_id = node_id
+        self._here = here
         self._alive = alive
         self._held = Holdings()
         self._assigned = False
@@ -143,16 +219,16 @@ class NetworkSync:
         self._all_dirty = False
         self._dirty_services.clear()
         held = self._held
-        wanted = {network.id: network for network in map(network_wanted, held.networks.values()) if network is not None}
+        wanted = {network.id: network for network in map(self._wanted, held.networks.values()) if network is not None}
         for network in wanted.values():
             await self._tell(protocol.OP_NETWORK_SET, network=protocol.to_json(network))
         by_network: dict[str, list[JsonObject]] = {network_id: [] for network_id in wanted}
         for service in held.services.values():
-            for network_id, known in services_on_networks(service, self._node_id).items():
+            for network_id, known in services_on_networks(service, self._here, self._spanning()).items():
                 if network_id in by_network:
                     by_network[network_id].append(protocol.to_json(known))
         for network_id, services in by_network.items():
-            await self._tell(protocol.OP_SERVICES_SET, network_id=network_id, services=services)
+            await self._tell_services(network_id, services)
         # Ports before the removal of networks: while a port leads to a network, it cannot be removed.
         self._told_ports = self._wanted_ports()
         ports = [
@@ -167,6 +243,22 @@ class NetworkSync:
         for network_id in set(present.get("networks", ())) - self._held.networks.keys():
             await self._tell(protocol.OP_NETWORK_REMOVE, id=network_id)
 
+    async def _tell_services(self, network_id: str, services: list[JsonObject]) -> None:
+        """All services of a network: at once, or one by one where they might not fit into a packet."""
+        if sum(len(service["endpoints"]) + len(service["remotes"]) for service in services) <= _ENDPOINTS_AT_ONCE:
+            await self._tell(protocol.OP_SERVICES_SET, network_id=network_id, services=services)
+            return
+        ids = [service["id"] for service in services]
+        await self._tell(protocol.OP_SERVICES_KEEP, network_id=network_id, ids=ids)
+        for service in services:
+            await self._tell(protocol.OP_SERVICE_PATCH, network_id=network_id, service=service)
+
+    def _wanted(self, network: objects.Network) -> protocol.Network | None:
+        return network_wanted(network, self._here)
+
+    def _spanning(self) -> set[str]:
+        return {network.id for network in self._held.networks.values() if spans_nodes(network)}
+
     def apply(self, held: Holdings, delta: Delta) -> list[asyncio.Task[JsonObject]]:
         """Takes a change of assignments in; networks are set before this returns to the loop, so that tasks may attach.
 
@@ -178,7 +270,7 @@ class NetworkSync:
         self._all_dirty = self._all_dirty or delta.complete
         requests = []
         for network_id in delta.networks:
-            network = network_wanted(held.networks[network_id])
+            network = self._wanted(held.networks[network_id])
             if network is not None:
                 requests.append(self._start(protocol.OP_NETWORK_SET, {"network": protocol.to_json(network)}))
         self._dirty_services |= delta.services
@@ -222,7 +314,7 @@ class NetworkSync:
             service = self._held.services.get(service_id)
             if service is None:
                 continue
-            for network_id, known in services_on_networks(service, self._node_id).items():
+            for network_id, known in services_on_networks(service, self._here, self._spanning()).items():
                 if network_id in self._held.networks:
                     await self._tell(protocol.OP_SERVICE_PATCH, network_id=network_id, service=protocol.to_json(known))
             for operation, fields in self._port_requests(service_id):
@@ -258,7 +350,7 @@ class NetworkSync:
         service = self._held.services.get(service_id)
         if service is None or service.ingress_network_id not in self._held.networks:
             return {}
-        return {port.key: port for port in published_ports(service, self._node_id)}
+        return {port.key: port for port in published_ports(service, self._here, self._spanning())}
 
     def _as_told(self, port: protocol.PublishedPort) -> protocol.PublishedPort:
         return replace(port, host_ip="") if self._forwarded else port

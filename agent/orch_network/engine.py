@@ -13,7 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orch_network import limits
 from orch_network.counters import Counters
@@ -96,7 +96,7 @@ class Engine:
         """Want a network. Its subnet, gateway and isolation cannot change while it exists; name and MTU neither."""
         present = self.routers.get(network.id)
         if present is not None:
-            if present.network != network:
+            if present.network != network and not self._move_overlay(present, network):
                 raise Conflict(
                     f"network {network.id} exists with other settings ({present.network.subnet}, gateway "
                     f"{present.network.gateway}): remove it before you set it anew"
@@ -115,20 +115,38 @@ class Engine:
         self.zones[network.id] = Zone(network.name)
         try:
             self.node.connect(router)
-            self._complete(router)
+            self.complete_router(router)
         except BaseException:
             self._forget_network(router)
             raise
+
+    def _move_overlay(self, router: Router, network: Network) -> bool:
+        """Take over what may change: how the network is carried between nodes. False if anything else differs."""
+        present = router.network
+        if replace(network, vni=present.vni, underlay=present.underlay, vxlan_port=present.vxlan_port) != present:
+            return False
+        self.store.save(KIND_NETWORK, network.id, {"network": to_json(network), "uplink": router.uplink.index})
+        router.move_overlay(network)
+        self.complete_router(router)
+        return True
 
     def make_router(self, network: Network, uplink: Uplink) -> Router:
         """A router, not yet opened."""
         path, link_name = self.places.router(network.id), uplink_name(self.places.root, network.id)
         return Router(network, uplink, path, link_name)
 
-    def _complete(self, router: Router) -> None:
+    def complete_router(self, router: Router) -> list[tuple[str, str]]:
+        """Make a router what it should be, its VXLAN device included; returns (kind, what was wrong)."""
+        found: list[tuple[str, str]] = []
+        if router.lacks_overlay():
+            self.node.carry(router)
+            found.append(("overlay-link", f"the VXLAN device of network {router.network.name} was missing"))
         with self.namespaces.inside(router.fd):
-            netns.write_sysctl(f"ipv4/conf/{limits.ROUTER_UPLINK}/rp_filter", "0")
-        router.repair(self.namespaces)
+            for link_name in (limits.ROUTER_UPLINK, limits.OVERLAY_LINK):
+                name = f"ipv4/conf/{link_name}/rp_filter"
+                if netns.read_sysctl(name) not in ("0", ""):
+                    netns.write_sysctl(name, "0")
+        return found + router.repair(self.namespaces)
 
     def network_remove(self, network_id: str) -> None:
         """Forget a network with its services; refused while tasks or ports use it. One that is gone is fine."""
@@ -151,6 +169,7 @@ class Engine:
         self.routers.pop(network_id, None)
         self.zones.pop(network_id, None)
         self.node.disconnect(router.link_name)
+        router.leave_overlay()
         router.close()
         netns.release(router.path)
 
@@ -295,6 +314,11 @@ class Engine:
         router.put_services(changed, removed)
         self._forget_soon()
 
+    def services_keep(self, network_id: str, service_ids: tuple[str, ...]) -> None:
+        """Forget all services of a network but these."""
+        for service_id in self.router(network_id).services.keys() - set(service_ids):
+            self.service_remove(network_id, service_id)
+
     def service_patch(self, network_id: str, service: Service) -> None:
         """Add or replace one service: the cost is that of its own endpoints."""
         router = self.router(network_id)
@@ -328,7 +352,8 @@ class Engine:
             if service_id in router.services and router.services[service_id].vip
         }
         for service in services:
-            for text in (service.vip, *(endpoint.address for endpoint in service.endpoints)):
+            remotes = (remote.address for remote in service.remotes)
+            for text in (service.vip, *(endpoint.address for endpoint in service.endpoints), *remotes):
                 if text and parse_address(text, "address") not in router.subnet:
                     raise InvalidRequest(
                         f"service {service.name}: {text} is not in {router.network.subnet} of network "

@@ -19,6 +19,11 @@ MAX_NETWORKS_PER_TASK: Final = 32
 MAX_SERVICES_PER_NETWORK: Final = 4096
 MAX_ENDPOINTS: Final = 4096
 """Endpoints of one service."""
+MAX_PEERS: Final = 4096
+"""Nodes that clients of one service come through."""
+MAX_VNI: Final = (1 << 24) - 1
+VXLAN_PORT: Final = 4789
+"""RFC 7348."""
 MAX_ALIASES: Final = 64
 MAX_PORTS: Final = 8192
 MIN_MTU, MAX_MTU = 576, 65535
@@ -58,5 +63,7 @@ UPLINK_PREFIX: Final = "orn-"
 """How the names of the node's ends of uplinks begin."""
 ROUTER_UPLINK: Final = "up0"
 """The router's end of its uplink."""
+OVERLAY_LINK: Final = "vx0"
+"""The router's VXLAN device."""
 TASK_LINK_PREFIX: Final = "t-"
 """How the names of the routers' ends of tasks' links begin."""

@@ -12,7 +12,7 @@ from orch_network import limits
 from orch_network.digest import short_digest
 from orch_network.errors import KernelError, LimitExceeded
 from orch_network.ipv4 import mac_of, parse_address
-from orch_network.kernel import netns
+from orch_network.kernel import netns, vxlan
 from orch_network.kernel import rtnetlink as rt
 from orch_network.kernel.netlink import NETLINK_ROUTE, NetlinkSocket
 from orch_network.kernel.nftables import HOOK_FORWARD, Batch, Nftables
@@ -66,6 +66,15 @@ class NodeSide:
                 raise
             self._link.execute([rt.delete_link(router.link_name), create])
         self._configure(router, self._index(router.link_name))
+
+    def carry(self, router: Router) -> None:
+        """Make the VXLAN device of a router, in place of one of other settings; its UDP socket is the node's."""
+        wanted = router.overlay.wanted
+        if wanted is None:
+            return
+        router.leave_overlay()
+        mac = mac_of(wanted.local)
+        self._link.execute([vxlan.create(limits.OVERLAY_LINK, wanted, mac, router.network.mtu, router.fd)])
 
     def disconnect(self, link_name: str) -> None:
         """Remove an uplink; one that is gone is fine."""

@@ -69,6 +69,14 @@ def _service_operations(engine: Engine) -> dict[str, Operation]:
         engine.services_set(network_id, services)
         return _DONE
 
+    def services_keep(message: dict[str, Any]) -> Answer:
+        fields = Fields(message, "services_keep")
+        network_id = fields.identifier("network_id")
+        ids = fields.objects("ids", limits.MAX_SERVICES_PER_NETWORK, _read_id)
+        fields.done()
+        engine.services_keep(network_id, ids)
+        return _DONE
+
     def service_patch(message: dict[str, Any]) -> Answer:
         fields = Fields(message, "service_patch")
         network_id, service = fields.identifier("network_id"), fields.value("service", read_service)
@@ -107,12 +115,17 @@ def _service_operations(engine: Engine) -> dict[str, Operation]:
 
     return {
         protocol.OP_SERVICES_SET: services_set,
+        protocol.OP_SERVICES_KEEP: services_keep,
         protocol.OP_SERVICE_PATCH: service_patch,
         protocol.OP_SERVICE_REMOVE: service_remove,
         protocol.OP_PORTS_SET: ports_set,
         protocol.OP_PORT_PATCH: port_patch,
         protocol.OP_PORT_REMOVE: port_remove,
     }
+
+
+def _read_id(value: object, where: str) -> str:
+    return Fields({"id": value}, where).identifier("id")
 
 
 def _node_operations(engine: Engine, shutdown: Callable[[bool], None]) -> dict[str, Operation]:

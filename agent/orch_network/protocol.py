@@ -29,6 +29,7 @@ OP_NETWORK_REMOVE = "network_remove"
 OP_ATTACH = "attach"
 OP_DETACH = "detach"
 OP_SERVICES_SET = "services_set"
+OP_SERVICES_KEEP = "services_keep"
 OP_SERVICE_PATCH = "service_patch"
 OP_SERVICE_REMOVE = "service_remove"
 OP_PORTS_SET = "ports_set"
@@ -42,7 +43,11 @@ OP_SHUTDOWN = "shutdown"
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A network as wanted on this node. ``gateway`` is the router's own address; ``mtu`` in bytes."""
+    """A network as wanted on this node. ``gateway`` is the router's own address; ``mtu`` in bytes.
+
+    With ``vni`` it spans nodes: ``underlay`` is the address of this node that others send its traffic to, by UDP to
+    ``vxlan_port``. With ``vni`` 0 it ends at this node.
+    """
 
     id: str
     name: str
@@ -50,6 +55,9 @@ class Network:
     gateway: str
     internal: bool = False
     mtu: int = 1500
+    vni: int = 0
+    underlay: str = ""
+    vxlan_port: int = limits.VXLAN_PORT
 
 
 def read_network(value: object, where: str = "network") -> Network:
@@ -62,12 +70,17 @@ def read_network(value: object, where: str = "network") -> Network:
         gateway=fields.text("gateway"),
         internal=fields.boolean("internal", default=False),
         mtu=fields.integer("mtu", limits.MIN_MTU, limits.MAX_MTU, 1500),
+        vni=fields.integer("vni", 0, limits.MAX_VNI, 0),
+        underlay=fields.text("underlay", ""),
+        vxlan_port=fields.integer("vxlan_port", 1, 65535, limits.VXLAN_PORT),
     )
     fields.done()
     subnet = parse_subnet(network.subnet, f"{where}: subnet")
     gateway = parse_address(network.gateway, f"{where}: gateway")
     if gateway not in subnet or gateway == subnet.network:
         raise InvalidRequest(f"{where}: gateway {network.gateway} is not a host address of {network.subnet}")
+    if network.vni:
+        parse_address(network.underlay, f"{where}: underlay")
     return network
 
 
@@ -142,14 +155,28 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Remote:
+    """The address of a task on another node, and that node's address in the underlay."""
+
+    address: str
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
-    """A service in a network; ``vip`` "" means that its name stands for all addresses (dnsrr)."""
+    """A service in a network; ``vip`` "" means that its name stands for all addresses (dnsrr).
+
+    ``endpoints`` may be given traffic. ``remotes`` are all of its tasks on other nodes, those that are starting or
+    stopping as well; ``peers`` the nodes that clients of its published ports come through.
+    """
 
     id: str
     name: str
     aliases: tuple[str, ...] = ()
     vip: str = ""
     endpoints: tuple[Endpoint, ...] = ()
+    remotes: tuple[Remote, ...] = ()
+    peers: tuple[str, ...] = ()
 
 
 # Each telling of a service names all of its endpoints, nearly all as before: those are not examined again. The keys are
@@ -184,6 +211,15 @@ def _examine_endpoint(value: object, where: str) -> Endpoint:
     return endpoint
 
 
+def _read_remote(value: object, where: str) -> Remote:
+    fields = Fields(value, where)
+    remote = Remote(address=fields.text("address"), node=fields.text("node"))
+    fields.done()
+    parse_address(remote.address, f"{where}: address")
+    parse_address(remote.node, f"{where}: node")
+    return remote
+
+
 def read_service(value: object, where: str = "service") -> Service:
     """A validated Service."""
     fields = Fields(value, where)
@@ -193,6 +229,8 @@ def read_service(value: object, where: str = "service") -> Service:
         aliases=fields.names("aliases", limits.MAX_ALIASES),
         vip=fields.text("vip", ""),
         endpoints=fields.objects("endpoints", limits.MAX_ENDPOINTS, _read_endpoint),
+        remotes=fields.objects("remotes", limits.MAX_ENDPOINTS, _read_remote),
+        peers=fields.objects("peers", limits.MAX_PEERS, _read_endpoint_address),
     )
     fields.done()
     if service.vip:

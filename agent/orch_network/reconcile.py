@@ -175,11 +175,7 @@ def _repair_mounts(engine: Engine) -> Found:
 def _repair_router(engine: Engine, router: Router) -> Found:
     if engine.routers.get(router.network.id) is not router:
         return []
-    with engine.namespaces.inside(router.fd):
-        name = f"ipv4/conf/{limits.ROUTER_UPLINK}/rp_filter"
-        if netns.read_sysctl(name) not in ("0", ""):
-            netns.write_sysctl(name, "0")
-    return router.repair(engine.namespaces)
+    return engine.complete_router(router)
 
 
 def _repair_task(engine: Engine, task: Task) -> Found:
@@ -261,6 +257,7 @@ def remove_everything(engine: Engine) -> None:
     engine.pool.close()
     for router in list(engine.routers.values()):
         engine.node.disconnect(router.link_name)
+        router.leave_overlay()
         router.close()
         netns.release(router.path)
     engine.routers.clear()

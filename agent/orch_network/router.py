@@ -1,7 +1,7 @@
 """The router of one network on this node: its namespace, its uplink, the links of its tasks, its balancing maps.
 
-A later VXLAN device and the routes of remote tasks belong here as well: the wanted routes and neighbours are one list
-(``_wanted_routes``, ``_wanted_neighbours``), to which remote entries are added.
+Of a network that spans nodes it has a VXLAN device as well, with a route per remote task and, per remote node, one
+neighbour, one forwarding entry and one route for answers to the clients that come through that node.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from orch_network.balancing import Balancing, Changes
 from orch_network.digest import short_digest
 from orch_network.errors import KernelError
 from orch_network.ipv4 import Subnet, format_address, mac_of, parse_address, parse_subnet
-from orch_network.kernel import conntrack, netns
+from orch_network.kernel import conntrack, netns, vxlan
 from orch_network.kernel import rtnetlink as rt
 from orch_network.kernel.netlink import NETLINK_ROUTE, NetlinkSocket, Request
 from orch_network.kernel.nftables import Batch, Nftables
 from orch_network.kernel.nftexpr import PROTOCOL_UDP
+from orch_network.overlay import MESH_TABLE, Overlay
 from orch_network.protocol import Network, PublishedPort, Service
 from orch_network.rules import (
     ANSWER_MARK,
+    MESH_ANSWER_MARK,
     ROUTER_BACKENDS,
     ROUTER_PUBLISHED,
     Ruleset,
@@ -35,6 +37,8 @@ from orch_network.tables import change_elements, install, repair_elements, repai
 _FIRST_TASK_INDEX = 1000
 _ANSWER_RULE, _ANSWER_TABLE = 100, 100
 """The routing rule for answers to outside clients, and its table, which knows the uplink alone."""
+_MESH_RULE = 101
+"""The routing rule for answers to clients that came through another node."""
 _FADING_S = 10.0
 """How long the kernel may take to remove the links of a namespace that was let go."""
 
@@ -87,6 +91,7 @@ class Router:
         self.tasks: dict[str, TaskLink] = {}
         self.task_of_address: dict[bytes, str] = {}
         self.balancing = Balancing()
+        self.overlay = Overlay(network)
         self._fading: dict[str, float] = {}
         self._up: dict[str, int] = {}
         self._next_index = _FIRST_TASK_INDEX
@@ -97,7 +102,14 @@ class Router:
     # ---- namespace -------------------------------------------------------------------------------------------------
     def ruleset(self) -> Ruleset:
         """The constant rules of this router."""
-        return router_ruleset(self.subnet, self.gateway, self.uplink.router_address, internal=self.network.internal)
+        wanted = self.overlay.wanted
+        return router_ruleset(
+            self.subnet,
+            self.gateway,
+            self.uplink.router_address,
+            internal=self.network.internal,
+            underlay=wanted.local if wanted is not None else b"",
+        )
 
     def open(self, namespaces: netns.Namespaces) -> bool:
         """Enter into possession of the namespace; makes it if there is none. Returns whether it was made."""
@@ -157,6 +169,8 @@ class Router:
 
     def restore(self, services: Iterable[Service], ports: Mapping[tuple[str, int], PublishedPort]) -> None:
         """After a restart: want these again, with the slots as the kernel has them. ``repair`` does the rest."""
+        services = list(services)
+        self.overlay.remotes.change({service.id: service for service in services})
         self.balancing.restore(services, ports)
 
     def close(self) -> None:
@@ -226,6 +240,28 @@ class Router:
                 rt.delete_neighbour(rt.Neighbour(link.index, link.address, b"")),
             ]
         )
+        self._link.execute(self.overlay.reopen_way(link.address))
+
+    # ---- other nodes -----------------------------------------------------------------------------------------------
+    def move_overlay(self, network: Network) -> None:
+        """Want another way of being carried between nodes; ``lacks_overlay`` and ``repair`` do the rest."""
+        self.network = network
+        self.overlay.move(network)
+        if self.overlay.wanted is None:
+            self.leave_overlay()
+
+    def lacks_overlay(self) -> bool:
+        """Whether the VXLAN device is missing, or one of other settings."""
+        if self.overlay.wanted is None:
+            return False
+        bodies = {rt.read_link(body).name: body for body in self._link.dump(rt.list_links())}
+        body = bodies.get(limits.OVERLAY_LINK)
+        return body is None or vxlan.read(body) != self.overlay.wanted
+
+    def leave_overlay(self) -> None:
+        """Remove the VXLAN device now: its identifier is taken in the whole node as long as it is there."""
+        self.overlay.index = 0
+        self._link.execute([rt.delete_link(limits.OVERLAY_LINK)])
 
     # ---- balancing -------------------------------------------------------------------------------------------------
     @property
@@ -244,7 +280,14 @@ class Router:
 
     def put_services(self, changed: Iterable[Service], removed: Iterable[str]) -> None:
         """Replace services and remove others in one atomic batch."""
+        changed, removed = list(changed), list(removed)
+        services: dict[str, Service | None] = dict.fromkeys(removed)
+        services.update((service.id, service) for service in changed)
+        difference = self.overlay.remotes.change(services)
+        # A way there before traffic, and no traffic before the way is gone.
+        self._link.execute(self.overlay.open_ways(difference, self.task_of_address))
         self._change(self.balancing.put_services(changed, removed))
+        self._link.execute(self.overlay.close_ways(difference))
 
     def set_ports(self, ports: Mapping[tuple[str, int], PublishedPort]) -> None:
         """Replace the ports that lead into this network, by (protocol, published)."""
@@ -296,11 +339,14 @@ class Router:
         ]
         links = self._links()
         self._up = {name: link.index for name, link in links.items() if link.is_up}
+        overlay = links.get(limits.OVERLAY_LINK)
+        self.overlay.index = overlay.index if overlay is not None and self.overlay.wanted is not None else 0
         found += self._repair_stale_links(links)
         found += self._repair_addresses(links)
         found += self._repair_routes(links)
         found += self._repair_rule()
         found += self._repair_neighbours(links)
+        found += self.overlay.repair_forwarding(self._link)
         return found
 
     def has_link(self, task_id: str) -> bool:
@@ -323,13 +369,15 @@ class Router:
         found, requests = [], []
         present = {rt.read_address(body) for body in self._link.dump(rt.list_addresses())}
         wanted = [("lo", self.gateway, 32), (limits.ROUTER_UPLINK, self.uplink.router_address, 30)]
+        for name in ("lo", limits.ROUTER_UPLINK, limits.OVERLAY_LINK):
+            link = links.get(name)
+            if link is not None and not link.is_up:
+                requests.append(rt.set_link_up(link.index, name))
+                found.append(("router-link", f"{name} was down"))
         for name, address, prefix_length in wanted:
             link = links.get(name)
             if link is None:
                 continue
-            if not link.is_up:
-                requests.append(rt.set_link_up(link.index, name))
-                found.append(("router-link", f"{name} was down"))
             if (link.index, address, prefix_length) not in present:
                 requests.append(rt.add_address(link.index, address, prefix_length))
                 found.append(("router-address", f"{name} lacked {format_address(address)}/{prefix_length}"))
@@ -354,16 +402,19 @@ class Router:
         if uplink is not None:
             outward = rt.Route(b"\0\0\0\0", 0, uplink.index, self.uplink.node_address)
             routes += [outward, replace(outward, table=_ANSWER_TABLE)]
+        routes += self.overlay.wanted_routes(self.task_of_address)
         indexes = {link.index for link in links.values()}
         routes += [rt.Route(link.address, 32, link.index) for link in self.tasks.values() if link.index in indexes]
         return routes
 
     def _repair_rule(self) -> list[tuple[str, str]]:
         priorities = {rt.read_rule_priority(body) for body in self._link.dump(rt.list_rules())}
-        if _ANSWER_RULE in priorities:
-            return []
-        self._link.execute([rt.add_rule(_ANSWER_RULE, _ANSWER_TABLE, mark=ANSWER_MARK)])
-        return [("router-rule", f"routing rule {_ANSWER_RULE} was missing")]
+        wanted = [(_ANSWER_RULE, _ANSWER_TABLE, ANSWER_MARK)]
+        if self.overlay.wanted is not None:
+            wanted.append((_MESH_RULE, MESH_TABLE, MESH_ANSWER_MARK))
+        missing = [rule for rule in wanted if rule[0] not in priorities]
+        self._link.execute([rt.add_rule(priority, table, mark=mark) for priority, table, mark in missing])
+        return [("router-rule", f"routing rule {priority} was missing") for priority, _, _ in missing]
 
     def _repair_neighbours(self, links: dict[str, rt.Link]) -> list[tuple[str, str]]:
         indexes = {link.index for link in links.values()}
@@ -372,17 +423,24 @@ class Router:
             for link in self.tasks.values()
             if link.index in indexes
         }
+        wanted |= self.overlay.wanted_neighbours()
         read = (rt.read_neighbour(body) for body in self._link.dump(rt.list_neighbours()))
         present = {neighbour for neighbour in read if neighbour is not None}
-        task_indexes = {links[name].index for name in links if name.startswith(limits.TASK_LINK_PREFIX)}
-        stale = [neighbour for neighbour in present - wanted if neighbour.link in task_indexes]
+        own = {link.index for name, link in links.items() if name.startswith(limits.TASK_LINK_PREFIX)}
+        own |= {self.overlay.index} - {0}
+        wanted_places = {(neighbour.link, neighbour.address) for neighbour in wanted}
+        stale = [
+            neighbour
+            for neighbour in present
+            if neighbour.link in own and (neighbour.link, neighbour.address) not in wanted_places
+        ]
         missing = wanted - present
         self._link.execute([rt.delete_neighbour(neighbour) for neighbour in stale])
         self._link.execute([rt.replace_neighbour(neighbour) for neighbour in missing])
         return [
             ("router-neighbour", f"neighbour {format_address(neighbour.address)} was missing or differed")
             for neighbour in missing
-        ]
+        ] + [("stale-neighbour", f"neighbour {format_address(neighbour.address)} leads nowhere") for neighbour in stale]
 
 
 def _route_key(route: rt.Route) -> tuple[bytes, int, int]:

@@ -40,6 +40,9 @@ R0, R1, R2, R3 = x.REG[:4]
 ANSWER_MARK = 1
 """The packet mark, inside routers only, of answers to outside clients; a routing rule sends them to the uplink."""
 
+MESH_ANSWER_MARK = 2
+"""The packet mark, inside routers only, of what answers a flow into the subnet: its client may be another node."""
+
 NODE_PUBLISHED = ElementSet("published", (TYPE_INET_PROTO, TYPE_INET_SERVICE), (TYPE_IPV4_ADDR,))
 NODE_PUBLISHED_AT = ElementSet("published_at", (TYPE_IPV4_ADDR, TYPE_INET_PROTO, TYPE_INET_SERVICE), (TYPE_IPV4_ADDR,))
 ROUTER_BACKENDS = ElementSet("backends", (TYPE_IPV4_ADDR, TYPE_MARK), (TYPE_IPV4_ADDR,))
@@ -135,11 +138,36 @@ def node_ruleset() -> Ruleset:
     )
 
 
-def router_ruleset(subnet: Subnet, gateway: bytes, uplink_address: bytes, *, internal: bool) -> Ruleset:
-    """A router's table: balancing, hairpin, egress."""
+def router_ruleset(
+    subnet: Subnet, gateway: bytes, uplink_address: bytes, *, internal: bool, underlay: bytes = b""
+) -> Ruleset:
+    """A router's table: balancing, hairpin, egress; with ``underlay``, this node's address there, the mesh."""
     from_uplink = (x.input_link_name(R0), x.equals(R0, limits.ROUTER_UPLINK.encode() + b"\0"))
     to_uplink = (x.output_link_name(R0), x.equals(R0, limits.ROUTER_UPLINK.encode() + b"\0"))
     from_subnet = (x.source_address(R0), x.in_subnet(R0, subnet.network, subnet.prefix_length))
+    # A node's own address names it to the router of the task, which cannot tell clients of two nodes apart otherwise.
+    mesh_answers: tuple[Rule, ...] = ()
+    mesh_sources: tuple[Rule, ...] = ()
+    if underlay:
+        mesh_answers = (
+            _rule(
+                x.original_destination(R0),
+                x.in_subnet(R0, subnet.network, subnet.prefix_length),
+                x.is_answer(R0),
+                x.immediate(R0, MESH_ANSWER_MARK.to_bytes(4, sys.byteorder)),
+                x.set_mark(R0),
+            ),
+        )
+        mesh_sources = (
+            _rule(
+                x.output_link_name(R0),
+                x.equals(R0, limits.OVERLAY_LINK.encode() + b"\0"),
+                x.original_destination(R0),
+                x.equals(R0, uplink_address),
+                x.immediate(R2, underlay),
+                x.source_nat(R2),
+            ),
+        )
     egress = (_rule(*to_uplink, x.is_new_connection(R0), x.reject_prohibited()),) if internal else ()
     return Ruleset(
         chains=(
@@ -154,6 +182,7 @@ def router_ruleset(subnet: Subnet, gateway: bytes, uplink_address: bytes, *, int
                         x.immediate(R0, ANSWER_MARK.to_bytes(4, sys.byteorder)),
                         x.set_mark(R0),
                     ),
+                    *mesh_answers,
                 ),
             ),
             (
@@ -189,6 +218,7 @@ def router_ruleset(subnet: Subnet, gateway: bytes, uplink_address: bytes, *, int
                         x.immediate(R2, gateway),
                         x.source_nat(R2),
                     ),
+                    *mesh_sources,
                     # Subnets of networks may overlap, so no task address leaves its router.
                     _rule(*to_uplink, *from_subnet, x.immediate(R2, uplink_address), x.source_nat(R2)),
                 ),

@@ -574,6 +574,7 @@ class ServiceEndpoints(_message.Message):
     NETWORKS_FIELD_NUMBER: _builtins.int
     PORTS_FIELD_NUMBER: _builtins.int
     INGRESS_NETWORK_ID_FIELD_NUMBER: _builtins.int
+    MESH_ADDRESSES_FIELD_NUMBER: _builtins.int
     service_id: _builtins.str
     name: _builtins.str
     """"shop_web"."""
@@ -584,6 +585,10 @@ class ServiceEndpoints(_message.Message):
     def networks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServiceOnNetwork]: ...
     @_builtins.property
     def ports(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.PortConfig]: ...
+    @_builtins.property
+    def mesh_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Data-path addresses of all nodes, when the service publishes ports in ingress mode: clients come through any of them."""
+
     def __init__(
         self,
         *,
@@ -593,10 +598,11 @@ class ServiceEndpoints(_message.Message):
         networks: _abc.Iterable[Global___ServiceOnNetwork] | None = ...,
         ports: _abc.Iterable[_types_pb2.PortConfig] | None = ...,
         ingress_network_id: _builtins.str = ...,
+        mesh_addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ingress_network_id", b"ingress_network_id", "mode", b"mode", "name", b"name", "networks", b"networks", "ports", b"ports", "service_id", b"service_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ingress_network_id", b"ingress_network_id", "mesh_addresses", b"mesh_addresses", "mode", b"mode", "name", b"name", "networks", b"networks", "ports", b"ports", "service_id", b"service_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -610,6 +616,7 @@ class ServiceOnNetwork(_message.Message):
     VIRTUAL_IP_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
     ENDPOINTS_FIELD_NUMBER: _builtins.int
+    SILENT_FIELD_NUMBER: _builtins.int
     network_id: _builtins.str
     virtual_ip: _builtins.str
     """Empty for dnsrr."""
@@ -619,6 +626,10 @@ class ServiceOnNetwork(_message.Message):
 
     @_builtins.property
     def endpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskEndpoint]: ...
+    @_builtins.property
+    def silent(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskEndpoint]:
+        """Tasks that are given no traffic (starting, stopping), but speak and must be answered."""
+
     def __init__(
         self,
         *,
@@ -626,10 +637,11 @@ class ServiceOnNetwork(_message.Message):
         virtual_ip: _builtins.str = ...,
         aliases: _abc.Iterable[_builtins.str] | None = ...,
         endpoints: _abc.Iterable[Global___TaskEndpoint] | None = ...,
+        silent: _abc.Iterable[Global___TaskEndpoint] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "endpoints", b"endpoints", "network_id", b"network_id", "virtual_ip", b"virtual_ip"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "endpoints", b"endpoints", "network_id", b"network_id", "silent", b"silent", "virtual_ip", b"virtual_ip"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -644,11 +656,14 @@ class TaskEndpoint(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     NODE_ID_FIELD_NUMBER: _builtins.int
     HOSTNAME_FIELD_NUMBER: _builtins.int
+    DATA_PATH_ADDRESS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     slot: _builtins.int
     address: _builtins.str
     node_id: _builtins.str
     hostname: _builtins.str
+    data_path_address: _builtins.str
+    """Where the task's node takes overlay traffic."""
     def __init__(
         self,
         *,
@@ -657,10 +672,11 @@ class TaskEndpoint(_message.Message):
         address: _builtins.str = ...,
         node_id: _builtins.str = ...,
         hostname: _builtins.str = ...,
+        data_path_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "hostname", b"hostname", "node_id", b"node_id", "slot", b"slot", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "data_path_address", b"data_path_address", "hostname", b"hostname", "node_id", b"node_id", "slot", b"slot", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -53,7 +53,7 @@ _ROUTE = struct.Struct("=BBBBBBBBI")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
 _U32 = struct.Struct("=I")
 
-_GONE = frozenset({errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL})
+GONE = frozenset({errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL})
 _THERE = frozenset({errno.EEXIST})
 
 
@@ -105,7 +105,7 @@ def set_link_mtu(index: int, name: str, mtu: int) -> Request:
 def delete_link(name: str) -> Request:
     """Remove a link; one that is gone is fine."""
     body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + text(IFLA_IFNAME, name)
-    return Request(f"delete link {name}", RTM_DELLINK, 0, body, _GONE)
+    return Request(f"delete link {name}", RTM_DELLINK, 0, body, GONE)
 
 
 def add_address(index: int, address: bytes, prefix_length: int) -> Request:
@@ -142,7 +142,7 @@ def replace_route(route: Route) -> Request:
 
 def delete_route(route: Route) -> Request:
     """Remove a route; one that is gone is fine."""
-    return Request(f"delete route {route.describe()}", RTM_DELROUTE, 0, _route_body(route), _GONE)
+    return Request(f"delete route {route.describe()}", RTM_DELROUTE, 0, _route_body(route), GONE)
 
 
 def _route_body(route: Route) -> bytes:
@@ -177,7 +177,7 @@ def replace_neighbour(neighbour: Neighbour) -> Request:
 def delete_neighbour(neighbour: Neighbour) -> Request:
     """Remove a neighbour entry; one that is gone is fine."""
     body = _NEIGHBOUR.pack(AF_INET, neighbour.link, 0, 0, 0) + attribute(NDA_DST, neighbour.address)
-    return Request(f"delete neighbour {dotted(neighbour.address)}", RTM_DELNEIGH, 0, body, _GONE)
+    return Request(f"delete neighbour {dotted(neighbour.address)}", RTM_DELNEIGH, 0, body, GONE)
 
 
 def add_rule(priority: int, table: int, source: bytes = b"", *, mark: int = 0, only_specific: bool = False) -> Request:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from orch_manager import tasks as states
-from orch_manager.dispatcher.endpoints import EndpointBook
+from orch_manager.dispatcher.endpoints import EndpointBook, meshed_network
 from orch_manager.store.schema import Kind, StoreObject
 from orch_manager.store.tables import Reader
 from orch_proto import defaults
@@ -61,6 +61,8 @@ class NodeAssignments:
         self._users: Counter[Key] = Counter()
         self._objects: dict[Key, int] = {}
         self._services: dict[str, ServiceEndpoints] = {}
+        #: The network that this node has for the published ports of a service, by service.
+        self._meshed: dict[str, str] = {}
         self._dirty_tasks: dict[str, None] = {}
         self._dirty_objects: dict[Key, None] = {}
         self._dirty_services: dict[str, None] = {}
@@ -130,10 +132,30 @@ class NodeAssignments:
         touched: dict[Key, None] = {}
         tasks = [change for task_id in self._dirty_tasks if (change := self._task_change(task_id, touched))]
         self._dirty_tasks.clear()
+        with_services = with_services or any(kind is Network for kind, _ in touched)
+        if with_services:
+            self._touch_meshed_networks(touched)
         brought, taken = self._object_changes(touched)
-        new_networks = any(kind is Network for kind, _ in touched)
-        services = self._service_changes(touched) if with_services or new_networks else []
+        services = self._service_changes(touched) if with_services else []
         return [*brought, *tasks, *services, *taken]
+
+    def _touch_meshed_networks(self, touched: dict[Key, None]) -> None:
+        """A node that answers on a published port needs the port's network, whether it has tasks in it or not."""
+        for service_id in self._dirty_services:
+            described = self._book.get(service_id)
+            after = meshed_network(described) if described is not None else ""
+            network = self._reader.get(Network, after) if after else None
+            if network is None or not network.ipam.pools:
+                after = ""
+            before = self._meshed.pop(service_id, "")
+            if after:
+                self._meshed[service_id] = after
+            if after == before:
+                continue
+            for network_id, change in ((after, 1), (before, -1)):
+                if network_id:
+                    self._users[(Network, network_id)] += change
+                    touched[(Network, network_id)] = None
 
     def _task_change(self, task_id: str, touched: dict[Key, None]) -> AssignmentChange | None:
         task = self._reader.get(Task, task_id)

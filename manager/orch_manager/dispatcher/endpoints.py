@@ -6,7 +6,7 @@ from orch_manager import tasks as states
 from orch_manager.store.tables import Reader
 from orch_proto.dispatcher_pb2 import ServiceEndpoints, ServiceOnNetwork, TaskEndpoint
 from orch_proto.objects_pb2 import Network, Node, Service, Stack, Task
-from orch_proto.types_pb2 import EndpointMode
+from orch_proto.types_pb2 import EndpointMode, PublishMode
 
 
 def alias_in_stack(service: Service, stack: Stack | None) -> str:
@@ -18,6 +18,10 @@ def alias_in_stack(service: Service, stack: Stack | None) -> str:
 
 def _gets_traffic(task: Task) -> bool:
     return task.status.state == states.RUNNING and task.desired_state <= states.RUNNING
+
+
+def _is_on_network(task: Task) -> bool:
+    return task.status.state >= states.ASSIGNED and not states.has_ended(task)
 
 
 def describe(reader: Reader, service: Service) -> ServiceEndpoints:
@@ -44,26 +48,36 @@ def describe(reader: Reader, service: Service) -> ServiceEndpoints:
         on[network.id] = described.networks.add(
             network_id=network.id, virtual_ip=addresses.get(network.id, ""), aliases=list(aliases)
         )
+    if meshed_network(described):
+        nodes = (node.description.data_path_address for node in reader.all(Node))
+        described.mesh_addresses.extend(sorted({address for address in nodes if address}))
     for task in sorted(reader.find(Task, service_id=service.id), key=lambda each: (each.slot, each.id)):
+        node = reader.get(Node, task.node_id)
         # What runs on a node that is not heard of may be there still, but traffic for it would be lost.
-        if _gets_traffic(task) and states.node_is_up(reader.get(Node, task.node_id)):
-            _add_task(task, on)
+        if _is_on_network(task) and node is not None and states.node_is_up(node):
+            _add_task(task, node.description.data_path_address, on)
     return described
 
 
-def _add_task(task: Task, on: dict[str, ServiceOnNetwork]) -> None:
+def meshed_network(described: ServiceEndpoints) -> str:
+    """The network that every node needs, as it answers on the service's published ports; empty when there is none."""
+    is_meshed = any(port.mode != PublishMode.PUBLISH_MODE_HOST for port in described.ports)
+    return described.ingress_network_id if is_meshed else ""
+
+
+def _add_task(task: Task, data_path_address: str, on: dict[str, ServiceOnNetwork]) -> None:
     for attachment in task.networks:
         there = on.get(attachment.network_id)
         if there is not None and attachment.addresses:
-            there.endpoints.append(
-                TaskEndpoint(
-                    task_id=task.id,
-                    slot=task.slot,
-                    address=attachment.addresses[0].partition("/")[0],
-                    node_id=task.node_id,
-                    hostname=f"{task.service_name}.{task.slot}.{task.id}",
-                )
+            endpoint = TaskEndpoint(
+                task_id=task.id,
+                slot=task.slot,
+                address=attachment.addresses[0].partition("/")[0],
+                node_id=task.node_id,
+                hostname=f"{task.service_name}.{task.slot}.{task.id}",
+                data_path_address=data_path_address,
             )
+            (there.endpoints if _gets_traffic(task) else there.silent).append(endpoint)
 
 
 class EndpointBook:
@@ -91,6 +105,8 @@ class EndpointBook:
 
 def changes_endpoints(old: Task | None, new: Task | None) -> bool:
     """True when a change of a task changes its service's description."""
-    before = old is not None and _gets_traffic(old)
-    after = new is not None and _gets_traffic(new)
-    return before != after
+    return _part_in_network(old) != _part_in_network(new)
+
+
+def _part_in_network(task: Task | None) -> tuple[bool, bool]:
+    return (_is_on_network(task), _gets_traffic(task)) if task is not None else (False, False)

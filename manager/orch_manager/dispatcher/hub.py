@@ -133,6 +133,7 @@ class Hub:
             self.liveness.forget(event.object_id)
             if session is not None:
                 session.end("the node was removed from the cluster", reconnect=False)
+            self._data_paths_changed()
             return
         old = event.old
         if not isinstance(old, Node):
@@ -141,8 +142,15 @@ class Hub:
         elif states.node_is_up(old) != states.node_is_up(event.new):
             for service_id in {task.service_id for task in self.store.find(Task, node_id=event.object_id)}:
                 self._service_changed(service_id)
+        if not isinstance(old, Node) or _data_path(old) != _data_path(event.new):
+            self._data_paths_changed()
         if session is not None and isinstance(old, Node) and _concerns_node(old, event.new):
             session.send(ManagerMessage(node=event.new))
+
+    def _data_paths_changed(self) -> None:
+        """Every node is told where overlay traffic of all nodes comes from and goes to."""
+        for service in self.store.all(Service):
+            self._service_changed(service.id)
 
     # ---- agents come and go --------------------------------------------------------------------------
 
@@ -254,6 +262,10 @@ class Hub:
             session = self.sessions.get(node_id)
             if session is not None:
                 session.end(why, reconnect=reconnect)
+
+
+def _data_path(node: Node) -> str:
+    return node.description.data_path_address
 
 
 def _concerns_node(old: Node, new: Node) -> bool:

@@ -14,6 +14,7 @@ from orch_manager.store.tables import State
 from orch_manager.store.transaction import Overlay, Transaction
 from orch_proto.dispatcher_pb2 import AssignmentChange, StatusBatch, TaskStatusUpdate
 from orch_proto.objects_pb2 import Config, Network, Node, NodeState, Secret, Service, Stack, Task
+from orch_proto.types_pb2 import PublishMode
 
 
 def world() -> State:
@@ -127,6 +128,48 @@ def test_only_tasks_that_run_and_are_wanted_get_traffic() -> None:
         described = EndpointBook(state).get("web")
         assert described is not None
         assert not described.networks[0].endpoints
+
+
+def test_every_node_has_the_network_of_a_published_port() -> None:
+    """A node without a task gets the network with the port and gives it back with it; in host mode it needs none."""
+    state = world()
+    network = Network(id="front")
+    network.ipam.pools.add(subnet="10.0.0.0/24", gateway="10.0.0.1")
+    state.put(network)
+    book = EndpointBook(state)
+    node = NodeAssignments("b", state, book)
+    node.mark_everything()
+    assert (1, "network", "front") not in told(node.changes())
+    for mode, expected in ((PublishMode.PUBLISH_MODE_INGRESS, 1), (PublishMode.PUBLISH_MODE_HOST, 2)):
+        published = Service()
+        published.CopyFrom(state.get(Service, "web") or Service())
+        del published.endpoint.ports[:]
+        published.endpoint.ports.add(target_port=80, published_port=8080, mode=mode)
+        state.put(published)
+        book.forget("web")
+        node.service_changed("web")
+        assert (expected, "network", "front") in told(node.changes())
+
+
+def test_ways_lead_to_all_tasks_on_nodes_that_are_up() -> None:
+    """A task that gets no traffic is told with its node's address, one that ended or whose node is down is not."""
+    for state_now, node_state, expected in (
+        (states.STARTING, NodeState.NODE_STATE_READY, ["192.0.2.1"]),
+        (states.SHUTDOWN, NodeState.NODE_STATE_READY, []),
+        (states.STARTING, NodeState.NODE_STATE_DOWN, []),
+    ):
+        state = world()
+        task = running("web", "front", "a")
+        task.status.state = state_now
+        state.put(task)
+        node = Node(id="a")
+        node.status.state = node_state
+        node.description.data_path_address = "192.0.2.1"
+        state.put(node)
+        described = EndpointBook(state).get("web")
+        assert described is not None
+        assert [each.data_path_address for each in described.networks[0].silent] == expected
+        assert not described.mesh_addresses
 
 
 def test_large_sets_come_in_parts() -> None:
