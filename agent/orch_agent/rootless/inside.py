@@ -18,6 +18,9 @@ from orch_runtime.kernel import mounts, process
 #: Below the run directory: what holds secrets or speaks of processes, neither of which may outlive us. The sockets
 #: beside them must be seen from outside, where a mount of ours is not.
 IN_MEMORY = ("tasks", "runtime", "network")
+#: Held back by the half outside until there is somebody to pass them on to: to the first process of a namespace a
+#: signal without a handler is lost.
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 _RESTRICTED = mounts.MS_NOSUID | mounts.MS_NODEV
 
 
@@ -63,6 +66,7 @@ def run(run_dir: Path, command: Sequence[str], outside: int) -> int:
     child = os.fork()
     if child == 0:
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
             os.execv(command[0], list(command))  # noqa: S606 -- ourselves
         finally:
             os._exit(127)
@@ -70,8 +74,9 @@ def run(run_dir: Path, command: Sequence[str], outside: int) -> int:
     def pass_on(*_: object) -> None:
         os.kill(child, signal.SIGTERM)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOPPING:
         signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     while True:
         pid, status = os.waitpid(-1, 0)
         if pid == child:

@@ -60,6 +60,7 @@ class Outside:
         self._run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = self._lock()
         go_reader, go_writer = os.pipe2(os.O_CLOEXEC)
+        signal.pthread_sigmask(signal.SIG_BLOCK, inside.STOPPING)
         try:
             self._first, pidfd = process.clone3(NAMESPACES)
         except KernelError as error:
@@ -73,14 +74,15 @@ class Outside:
             if os.read(go_reader, 1):
                 inside.main(self._run_dir, self._orchd, go_reader)
             os._exit(1)
+        for number in inside.STOPPING:
+            signal.signal(number, self._pass_on)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, inside.STOPPING)
         os.close(go_reader)
         os.close(pidfd)
         network: subprocess.Popen[bytes] | None = None
         try:
             id_maps.write(self._first, users, groups)
             network, network_end = slirp.start(self._first, self._api)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._pass_on)
             os.write(go_writer, b"1")
             return self._wait(network)
         finally:
