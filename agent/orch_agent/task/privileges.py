@@ -60,6 +60,8 @@ def open_up(config: dict[str, Any], task: objects.Task) -> None:
     spec = task.spec.container
     linux = config["linux"]
     devices = [device for mapping in spec.devices for device in _mapped(mapping)]
+    if spec.privileges.privileged or spec.privileges.seccomp == "unconfined":
+        linux.pop("seccomp", None)
     if spec.privileges.privileged:
         config["process"]["noNewPrivileges"] = False
         mine = own_capabilities()

@@ -101,3 +101,19 @@ def test_privileged_is_everything_and_its_absence_nothing() -> None:
     effective = set(process["capabilities"]["effective"])
     assert effective == set(NUMBERS) & own_capabilities(), "no more than the node has itself"
     assert process["noNewPrivileges"] is False
+
+
+@pytest.mark.parametrize("asked", ["privileged", "seccomp"])
+def test_no_filter_of_system_calls_where_none_is_asked_for(asked: str) -> None:
+    """A privileged task, and one that asks for seccomp=unconfined, have no filter; another one keeps the default."""
+    task = Task()
+    config = container_config(task, ImageConfig(), ["sh"], [], NODE)
+    config["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ERRNO"}
+    open_up(config, task)
+    assert "seccomp" in config["linux"]
+    if asked == "privileged":
+        task.spec.container.privileges.privileged = True
+    else:
+        task.spec.container.privileges.seccomp = "unconfined"
+    open_up(config, task)
+    assert "seccomp" not in config["linux"]
