@@ -78,10 +78,10 @@ class PortForwarder:
             (entry["proto"], entry["host_addr"], int(entry["host_port"])): int(entry["id"])
             for entry in slirp.ask(self._api, "list_hostfwd")["entries"]
         }
-        for forward in present.keys() - wanted:
+        for forward in sorted(present.keys() - wanted):
             slirp.ask(self._api, "remove_hostfwd", id=present[forward])
         self._refused &= wanted
-        for forward in wanted - present.keys():
+        for forward in sorted(wanted - present.keys()):
             protocol, address, port = forward
             where = {"host_addr": address, "host_port": port, "guest_addr": slirp.GUEST_ADDRESS, "guest_port": port}
             try:
