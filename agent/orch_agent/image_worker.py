@@ -91,8 +91,11 @@ def _work(wish: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Does one piece of work."""
     signal.signal(signal.SIGTERM, _stop)
+    wish = sys.stdin.read()
+    if not wish:
+        return  # a spare process that nobody needed
     try:
-        _say(images=_work(json.load(sys.stdin)))
+        _say(images=_work(json.loads(wish)))
     except ImageNotFound as error:
         _say(error=str(error), code="NOT_FOUND")
     except InvalidReference as error:

@@ -9,10 +9,8 @@ import asyncio
 import base64
 import json
 import os
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -22,6 +20,7 @@ from orch_agent.calls import call_error, image_summary
 from orch_agent.containers.caller import LAST_WORD_WAIT_S
 from orch_agent.containers.service import KINDS, ContainerCalls
 from orch_agent.errors import RelayFailed
+from orch_agent.image_workers import ImageWorkers
 from orch_agent.images.store import ImageStore
 from orch_agent.task.controller import TaskController
 from orch_agent.task.preparation import Preparation
@@ -34,7 +33,6 @@ from orch_rpc import logs
 log = logs.get("relay")
 FIRST_CALL_WAIT_S = 10.0
 MAX_UPLOAD_BYTES = 64 << 30
-MAX_WORKER_LINE_BYTES = 1 << 20
 LOG_QUEUE_CHUNKS = 16
 _Stream = grpc.aio.StreamStreamCall[dispatcher.RelayUp, dispatcher.RelayDown]
 
@@ -68,6 +66,7 @@ class RelayServer:
         self._controllers = controllers
         self._scratch = scratch
         self._runtime_socket = runtime_socket
+        self._workers = ImageWorkers()
         self._containers = ContainerCalls(runtime_socket, controllers, preparation.log_path)
 
     async def serve(self, relay_id: str, channel: grpc.aio.Channel) -> None:
@@ -188,7 +187,7 @@ class RelayServer:
         """Takes the upload to a file, has a process of its own do the work, and tells what became of it."""
         self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         # The process gets ready while the upload comes.
-        async with image_worker() as worker:
+        async with self._workers.worker() as worker:
             with tempfile.NamedTemporaryFile(dir=self._scratch, prefix="upload-") as upload:
                 await _say(stream, calls.RelayOutput(ready=True))
                 await _receive_upload(stream, upload.fileno())
@@ -207,31 +206,6 @@ class RelayServer:
             assert isinstance(ids, list)
             made = [image_summary(self._images.resolve(str(image_id)), self._node) for image_id in ids]
             await _say(stream, calls.RelayOutput(result=calls.RelayResult(images=made)))
-
-
-@asynccontextmanager
-async def image_worker() -> AsyncIterator[asyncio.subprocess.Process]:
-    """An image worker that waits for its work; ended, if it has not, when the caller goes away."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-I",
-        "-m",
-        "orch_agent.image_worker",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        limit=MAX_WORKER_LINE_BYTES,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.terminate()  # it removes what it made halfway
-            try:
-                async with asyncio.timeout(5):
-                    await process.wait()
-            except TimeoutError:
-                process.kill()
 
 
 async def _worker_events(
