@@ -72,12 +72,8 @@ def read_user(process: Reader, name: str | None) -> UserPlan:
         "additional_gids": [],
         "umask": user.integer("umask", 0, 0o777, 0o022),
     }
-    gids = user._value.get("additionalGids") or []  # noqa: SLF001 -- a list of numbers is asked for nowhere else
-    user.ignore("additionalGids", "username")
-    for position, gid in enumerate(gids):
-        if not isinstance(gid, int) or not 0 <= gid < (1 << 32) - 1:
-            raise user.fail(f"additionalGids[{position}]", f"must be a group number, not {gid!r}")
-        plan["additional_gids"].append(gid)
+    plan["additional_gids"] += user.integers("additionalGids", 0, (1 << 32) - 2)
+    user.ignore("username")
     user.finish()
     if name and (name.count(":") > 1 or "\0" in name or not name.split(":")[0]):
         raise user.fail("name", f"{name!r} must be 'user' or 'user:group'")

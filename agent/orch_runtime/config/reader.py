@@ -79,6 +79,16 @@ class Reader:
                 raise InvalidConfig(f"{self.where(key)}[{position}]", "must be a string without NUL")
         return list(value)
 
+    def integers(self, key: str, low: int, high: int, limit: int = 65536) -> list[int]:
+        """Return a list of integers within bounds, empty when absent."""
+        value: list[Any] = self._get(key, (list, tuple), "a list", [])
+        if len(value) > limit:
+            raise self.fail(key, f"has {len(value)} entries; the limit is {limit}")
+        for position, entry in enumerate(value):
+            if not isinstance(entry, int) or isinstance(entry, bool) or not low <= entry <= high:
+                raise self.fail(f"{key}[{position}]", f"must be a number between {low} and {high}, not {entry!r}")
+        return list(value)
+
     def text_map(self, key: str) -> dict[str, str]:
         """Return a map of strings, empty when absent."""
         value: Mapping[str, Any] = self._get(key, Mapping, "an object", {})

@@ -281,7 +281,7 @@ def read_spec(config: object, bundle: str) -> ContainerSpec:
     for name, value in (("hostname", hostname), ("domainname", domainname)):
         if value and "uts" not in kinds:
             raise top.fail(name, "would change the host's: the container has no uts namespace of its own")
-        if len(value.encode()) > 64:
+        if len(value.encode(errors="replace")) > 64:
             raise top.fail(name, "is longer than the kernel's 64 bytes")
     rootfs = posixpath.normpath(posixpath.join(bundle, root.text("path")))
     spec = ContainerSpec(

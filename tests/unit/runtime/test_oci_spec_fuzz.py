@@ -102,6 +102,7 @@ def test_a_wrong_config_is_an_error_with_its_place(changes: list[tuple[tuple[Any
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @settings(max_examples=100_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_CHANGES)
 def test_a_hundred_thousand_wrong_configs(changes: list[tuple[tuple[Any, ...], Any]]) -> None:
