@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +47,8 @@ log = logs.get("orchd")
 SOCKET_GROUP = "orch"
 GARBAGE_THRESHOLD = 20_000  # objects; messages come and go by the thousand, and hardly any is part of a cycle
 TMPFS_MAGIC = 0x01021994  # include/uapi/linux/magic.h
+LOCK_WAIT_S = 5.0
+LOCK_POLL_S = 0.02
 
 ALLOW_VARIABLE = "ORCHD_ALLOW"
 
@@ -408,6 +411,24 @@ def read_options(arguments: list[str]) -> Options:
     return Options(**values)
 
 
+def _locked(path: Path) -> bool:
+    """Takes the lock of a state folder for the life of this process; False when another one keeps it.
+
+    A process that was killed a moment ago has it until its last thread has left the kernel, which a disk may delay.
+    """
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(LOCK_POLL_S)
+        else:
+            return True
+
+
 def main() -> None:
     """The entry point."""
     try:
@@ -423,10 +444,7 @@ def main() -> None:
         folder.mkdir(mode=0o711 if folder == options.run_dir else 0o700, parents=True, exist_ok=True)
     if options.slirp_socket is None:
         keep_in_memory(options.run_dir)  # without root it is seen to before this, folder by folder
-    lock = os.open(options.state_dir / "orchd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _locked(options.state_dir / "orchd.lock"):
         sys.exit(f"orchd: another orchd uses {options.state_dir}; stop it first, or name another --state-dir")
     # What is imported lives as long as the process: collections need not walk it again and again.
     gc.freeze()
