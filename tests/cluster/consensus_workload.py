@@ -282,7 +282,6 @@ async def run_clients(
     *,
     seed: str,
     clients_each: int = 2,
-    stale: bool = False,
     history: History | None = None,
     quiesce: Callable[[], None] = lambda: None,
 ) -> Ran:
@@ -293,13 +292,12 @@ async def run_clients(
         disturb: breaks things, and takes as long as the run shall take.
         seed: of the clients' choices, and the run's name; used once in a cluster.
         clients_each: clients at each manager.
-        stale: whether reads need not be linearizable.
         history: to write to; else one of the run's own.
         quiesce: called before the last reads; waits until every manager answers.
     """
     history = history if history is not None else History()
     clients = [
-        Client(f"n{node}c{number}", socket, history, random.Random(f"{seed} {node} {number}"), seed, stale=stale)
+        Client(f"n{node}c{number}", socket, history, random.Random(f"{seed} {node} {number}"), seed)
         for node, socket in enumerate(sockets, 1)
         for number in range(1, clients_each + 1)
     ]
