@@ -12,7 +12,7 @@ from orch_rpc import logs
 
 log = logs.get("processes")
 RESTART_FIRST_S = 0.05
-RESTART_LAST_S = 5.0
+RESTART_LAST_S = 2.0
 STEADY_S = 10.0
 STOP_WAIT_S = 10.0
 

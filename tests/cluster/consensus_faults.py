@@ -13,7 +13,7 @@ from cluster.playground_driver import Playground, wait_for
 from orch_proto import control_pb2, control_pb2_grpc, types_pb2
 
 #: Longer than two elections at default settings, so that a fault is met by whoever follows.
-HOLD_S = 3.0
+HOLD_S = 2.2
 _ALL_KINDS = (types_pb2.OBJECT_KIND_CONFIG, types_pb2.OBJECT_KIND_SECRET, types_pb2.OBJECT_KIND_SERVICE)
 
 

@@ -97,7 +97,8 @@ class RealManager:
         while True:
             assert self._process.returncode is None, self.log.read_text()
             assert time.monotonic() < deadline, "the manager did not listen in time"
-            if all(_listens(self.address.host, port) for port in (self.address.port, self.address.port + 1)):
+            ports = (self.address.port, self.address.port + 1)
+            if self.socket.exists() and all(_listens(self.address.host, port) for port in ports):
                 return
             await asyncio.sleep(0.02)
 
