@@ -67,6 +67,7 @@ _APPLY_STEP = 64
 #: A leader that is stopped hands over first, if that takes no longer.
 _FAREWELL_S = 1.0
 _READ_TIMEOUT_S = 10.0
+_BRIEF_BYTES = 16 * 1024
 
 
 class ReplicatedEngine:
@@ -641,7 +642,12 @@ class ReplicatedEngine:
             if len(readies) > 1:
                 entries = [*entries, *ready.entries]
         self._writing = tuple(readies)
-        disk.submit(partial(storage.log.append, entries, hard_state), self._written)
+        append = partial(storage.log.append, entries, hard_state)
+        if self._role is Role.LEADER:
+            asyncio.get_running_loop().call_soon(disk.submit, append, self._written)
+            return
+        brief = sum(len(entry.data) for entry in entries) <= _BRIEF_BYTES
+        disk.submit(append, self._written, brief=brief)
 
     def _written(self, _result: object, error: BaseException | None) -> None:
         """A batch is on stable storage: what depended on it may leave."""

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import orch_manager  # noqa: F401, I001  # first: how managers set grpc up
 import uvloop
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
