@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 #: A job shorter than this holds up the event loop no more than handing it to the thread would.
 _QUICK_S = 0.001
-#: Jobs that must have been quick, one after the other, before one is done on the loop: one slow sync in so many at most.
+#: Jobs in a row that must have been quick before one is done on the loop: at most one slow sync in so many.
 _TRUSTED_AFTER_JOBS = 32
 #: Called on the event loop with the result and the error, of which one is None.
 Done = Callable[[Any, BaseException | None], None]
@@ -37,6 +37,8 @@ class Worker:
         """Do a job in the thread, after those before it; tell on the loop what came of it.
 
         Args:
+            job: what to do.
+            done: told on the loop, never before this returns.
             brief: it is short work and one sync, for which nothing else on the loop need be done first. While the
                 disk is quick it is done at once on the loop: two hand-overs between threads cost as much as the sync.
         """

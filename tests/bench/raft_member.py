@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import orch_manager  # noqa: F401, I001  # first: how managers set grpc up
 import uvloop
+
+import orch_manager  # noqa: F401  # first: how managers set grpc up
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

@@ -99,7 +99,7 @@ class Cluster:
             found[:] = [
                 engine
                 for raft_id, engine in self.engines.items()
-                if raft_id not in self.network.cut and engine._announced.is_leader
+                if raft_id not in self.network.cut and engine._turns.standing.is_leader
             ]
             return len(found) == 1
 
@@ -254,7 +254,7 @@ def test_a_leader_that_stops_hands_over_first(cluster: Cluster) -> None:
         leader = await cluster.leader()
         await leader.stop()
         terms = [engine.status().term for engine in cluster.engines.values()]
-        assert max(terms) > leader.status().term or any(e._announced.is_leader for e in cluster.engines.values())
+        assert max(terms) > leader.status().term or any(e._turns.standing.is_leader for e in cluster.engines.values())
         del cluster.engines[leader.status().member_id]
         await (await cluster.leader()).propose(b"next", timeout_s=TIMEOUT_S)
         await cluster.stop()

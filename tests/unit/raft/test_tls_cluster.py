@@ -83,8 +83,8 @@ class Cluster:
             await leader.change_membership(MembershipChange(MembershipAction.PROMOTE, member), timeout_s=TIMEOUT_S)
 
     async def leader(self) -> TlsMember:
-        await until(lambda: any(m.engine._announced.is_leader for m in self.members.values()), "one leads")
-        return next(member for member in self.members.values() if member.engine._announced.is_leader)
+        await until(lambda: any(m.engine._turns.standing.is_leader for m in self.members.values()), "one leads")
+        return next(member for member in self.members.values() if member.engine._turns.standing.is_leader)
 
     async def agree(self) -> None:
         machines = list(self.machines.values())
