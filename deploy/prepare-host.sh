@@ -53,7 +53,7 @@ install_packages() {
   command -v apt-get >/dev/null ||
     fail "cannot install $*: this host has no apt-get; install them with its own package manager and run this again"
   say "installing $*"
-  # A package must not start its service: what is wanted of Prometheus is the program.
+  # A package must not start its service: what is wanted of them is the program.
   local policy=/usr/sbin/policy-rc.d made_policy=
   if [ ! -e "$policy" ]; then
     printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
@@ -74,9 +74,12 @@ install_packages() {
     fail "apt-get could not install $*: see its words above; mend that and run this again"
   fi
   rm -f "$log"
-  if [[ " $* " == *" prometheus "* ]] && command -v systemctl >/dev/null; then
-    as_root systemctl disable prometheus.service >/dev/null 2>&1 || true
-  fi
+  local service
+  for service in prometheus docker-registry; do
+    if [[ " $* " == *" $service "* ]] && command -v systemctl >/dev/null; then
+      as_root systemctl disable "$service.service" >/dev/null 2>&1 || true
+    fi
+  done
 }
 
 if [ "${1:-}" = --print-python ]; then

@@ -16,6 +16,8 @@ import grpc
 from orch_agent.calls import NodeCalls
 from orch_agent.description import describe_node
 from orch_agent.errors import LinkLost, LinkRefused
+from orch_agent.image_pulls import ImagePulls
+from orch_agent.image_workers import ImageWorkers
 from orch_agent.images.snapshots import Snapshots
 from orch_agent.images.store import ImageStore
 from orch_agent.managers import ManagerLine
@@ -127,6 +129,7 @@ class Agent:
         here = Here(membership.node_id) if is_rootless else Here.on_this_host(membership.node_id, data_path)
         self._network = NetworkSync(self._network_link, here, self._attached_tasks, forwarded=is_rootless)
         self._stats = StatsReader(self._runtime)
+        workers = ImageWorkers()
         self._preparation = Preparation(
             node=self._node,
             held=self._held,
@@ -137,6 +140,7 @@ class Agent:
             records=self._records,
             log_folder=places.state_dir / "logs",
             host_gateway=membership.host,
+            pull=ImagePulls(workers, self._images.root).pull,
             policies=places.policies,
         )
         self._managers = ManagerLine(membership.managers)
@@ -156,6 +160,7 @@ class Agent:
             controllers=lambda: self.worker.controllers,
             scratch=places.state_dir / "uploads",
             runtime_socket=places.runtime_root / "runtime.sock",
+            workers=workers,
         )
         self._calls = NodeCalls(
             node=self._node,

@@ -9,6 +9,8 @@ from datetime import datetime
 from orch_agent.errors import AgentError
 from orch_agent.images.errors import ImageError, ImageInUse, ImageNotFound, InvalidReference
 from orch_agent.images.model import ImageInfo, write_config
+from orch_agent.images.registry.errors import NotInRegistry
+from orch_agent.images.registry.pull import resolve
 from orch_agent.images.store import ImageStore
 from orch_agent.stats import StatsReader
 from orch_agent.task.templates import NodeFacts
@@ -48,7 +50,7 @@ def image_summary(image: ImageInfo, node: NodeFacts, unique_bytes: int = 0) -> c
 def call_error(error: Exception) -> calls.CallError:
     """An exception as it travels in an answer."""
     match error:
-        case ImageNotFound():
+        case ImageNotFound() | NotInRegistry():
             code = "NOT_FOUND"
         case InvalidReference():
             code = "INVALID_ARGUMENT"
@@ -108,6 +110,8 @@ class NodeCalls:
                 image = self._images.resolve(call.image_inspect.reference)
                 result.image_inspect.image.CopyFrom(image_summary(image, self._node))
                 result.image_inspect.config_json = write_config(self._images.document(image))
+            case "image_resolve":
+                result.image_resolve.pinned_reference = resolve(call.image_resolve.reference)
             case "image_remove":
                 removal = self._images.remove(
                     call.image_remove.reference, in_use=self._images_in_use(), force=call.image_remove.force

@@ -1,4 +1,4 @@
-"""A process of its own for the heavy work on images: load, import, build.
+"""A process of its own for the heavy work on images: pull, load, import, build.
 
 Reads one JSON object from standard input, writes events as JSON lines to standard output: ``{"progress": …}`` any
     number of times, then ``{"images": [ids]}`` or ``{"error": …, "code": …}``. It ends when asked to by SIGTERM,
@@ -25,6 +25,8 @@ from orch_agent.images.compression import opened
 from orch_agent.images.errors import ImageError, ImageNotFound, InvalidReference
 from orch_agent.images.extract import Extractor
 from orch_agent.images.limits import DEFAULT_UNPACK_LIMITS
+from orch_agent.images.registry.errors import NotInRegistry
+from orch_agent.images.registry.pull import pull
 from orch_agent.images.store import ImageStore
 from orch_agent.images.tarstream import TarStream
 
@@ -54,7 +56,12 @@ def _build(store: ImageStore, wish: dict[str, Any], upload: Path) -> list[str]:
         runtime_socket = Path(wish["runtime_socket"])
         secrets = {name: base64.b64decode(value) for name, value in wish["secrets"].items()}
         # The runtime's folder is on the node's tmpfs.
-        builder = Builder(store, RuntimeStepRunner(str(runtime_socket)), secrets_folder=runtime_socket.parent)
+        builder = Builder(
+            store,
+            RuntimeStepRunner(str(runtime_socket)),
+            secrets_folder=runtime_socket.parent,
+            fetch_image=lambda name: _fetch(store, name),
+        )
         image = builder.build(
             context,
             dockerfile=context / dockerfile,
@@ -74,16 +81,22 @@ def _build(store: ImageStore, wish: dict[str, Any], upload: Path) -> list[str]:
     return [image.id]
 
 
+def _fetch(store: ImageStore, name: str) -> None:
+    """Bring a base image."""
+    pull(store, name, lambda text: _say(progress=text))
+
+
 def _work(wish: dict[str, Any]) -> list[str]:
     store = ImageStore(Path(wish["root"]))
-    upload = Path(wish["upload"])
     match wish["work"]:
+        case "pull":
+            return [pull(store, wish["reference"], lambda text: _say(progress=text)).id]
         case "load":
-            return [image.id for image in store.load(upload)]
+            return [image.id for image in store.load(Path(wish["upload"]))]
         case "import":
-            return [store.import_rootfs(upload, wish["reference"], changes=wish["changes"]).id]
+            return [store.import_rootfs(Path(wish["upload"]), wish["reference"], changes=wish["changes"]).id]
         case "build":
-            return _build(store, wish, upload)
+            return _build(store, wish, Path(wish["upload"]))
         case other:
             raise ImageError(f"this node does not know the work {other!r}; upgrade it")
 
@@ -96,7 +109,7 @@ def main() -> None:
         return  # a spare process that nobody needed
     try:
         _say(images=_work(json.loads(wish)))
-    except ImageNotFound as error:
+    except (ImageNotFound, NotInRegistry) as error:
         _say(error=str(error), code="NOT_FOUND")
     except InvalidReference as error:
         _say(error=str(error), code="INVALID_ARGUMENT")

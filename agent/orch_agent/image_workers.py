@@ -7,9 +7,12 @@ waits.
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+
+from orch_agent.errors import RelayFailed
 
 SPARE_KEPT_S = 120.0
 """How long the next process waits for work (it holds some 15 MiB meanwhile)."""
@@ -67,6 +70,26 @@ class ImageWorkers:
         process = self._take_spare()
         if process is not None:
             process.terminate()
+
+
+async def events_of(process: asyncio.subprocess.Process, wish: dict[str, object]) -> AsyncIterator[dict[str, object]]:
+    """Gives an image worker its work, and its events until it has ended.
+
+    Raises:
+        RelayFailed: it ended without a result.
+    """
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(wish).encode())
+    process.stdin.write_eof()
+    final = False
+    async for line in process.stdout:
+        event = json.loads(line)
+        final = final or "images" in event or "error" in event
+        yield event
+    code = await process.wait()
+    if not final:
+        raise RelayFailed("INTERNAL", f"the image worker ended with status {code} and no result; see the node's log")
 
 
 async def _start() -> asyncio.subprocess.Process:

@@ -1,4 +1,4 @@
-"""Serves the long calls, each on a stream that the agent opens when told to: logs; images loaded, imported, built.
+"""Serves the long calls, each on a stream that the agent opens when told to: logs; images pulled, loaded, built.
 
 Calls about one running container are served by `orch_agent.containers`.
 """
@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -20,7 +19,7 @@ from orch_agent.calls import call_error, image_summary
 from orch_agent.containers.caller import LAST_WORD_WAIT_S
 from orch_agent.containers.service import KINDS, ContainerCalls
 from orch_agent.errors import RelayFailed
-from orch_agent.image_workers import ImageWorkers
+from orch_agent.image_workers import ImageWorkers, events_of
 from orch_agent.images.store import ImageStore
 from orch_agent.task.controller import TaskController
 from orch_agent.task.preparation import Preparation
@@ -47,7 +46,7 @@ class RelayServer:
         controllers: gives the node's tasks.
         scratch: folder for uploads.
         runtime_socket: for the steps of a build.
-        images_changed: called after images were added.
+        workers: do the heavy work on images.
     """
 
     def __init__(
@@ -59,6 +58,7 @@ class RelayServer:
         controllers: Callable[[], dict[str, TaskController]],
         scratch: Path,
         runtime_socket: Path,
+        workers: ImageWorkers,
     ) -> None:
         self._node = node
         self._images = images
@@ -66,7 +66,7 @@ class RelayServer:
         self._controllers = controllers
         self._scratch = scratch
         self._runtime_socket = runtime_socket
-        self._workers = ImageWorkers()
+        self._workers = workers
         self._containers = ContainerCalls(runtime_socket, controllers, preparation.log_path)
 
     async def serve(self, relay_id: str, channel: grpc.aio.Channel) -> None:
@@ -106,6 +106,8 @@ class RelayServer:
                 await self._serve_logs(call.logs, stream)
             case "image_load":
                 await self._serve_image_work(stream, {"work": "load"})
+            case "image_pull":
+                await self._serve_image_work(stream, {"work": "pull", "reference": call.image_pull.reference})
             case "image_import":
                 changes = list(call.image_import.changes)
                 wish: dict[str, object] = {
@@ -192,7 +194,7 @@ class RelayServer:
                 await _say(stream, calls.RelayOutput(ready=True))
                 await _receive_upload(stream, upload.fileno())
                 wish = {**wish, "root": str(self._images.root), "upload": upload.name}
-                async for event in _worker_events(worker, wish):
+                async for event in events_of(worker, wish):
                     await self._tell_image_event(stream, event)
 
     async def _tell_image_event(self, stream: _Stream, event: dict[str, object]) -> None:
@@ -206,28 +208,6 @@ class RelayServer:
             assert isinstance(ids, list)
             made = [image_summary(self._images.resolve(str(image_id)), self._node) for image_id in ids]
             await _say(stream, calls.RelayOutput(result=calls.RelayResult(images=made)))
-
-
-async def _worker_events(
-    process: asyncio.subprocess.Process, wish: dict[str, object]
-) -> AsyncIterator[dict[str, object]]:
-    """Gives an image worker its work, and its events until it has ended.
-
-    Raises:
-        RelayFailed: it ended without a result.
-    """
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(json.dumps(wish).encode())
-    process.stdin.write_eof()
-    final = False
-    async for line in process.stdout:
-        event = json.loads(line)
-        final = final or "images" in event or "error" in event
-        yield event
-    code = await process.wait()
-    if not final:
-        raise RelayFailed("INTERNAL", f"the image worker ended with status {code} and no result; see the node's log")
 
 
 async def _receive_upload(stream: _Stream, descriptor: int) -> None:

@@ -111,6 +111,7 @@ NOUNS: Final[Mapping[str, Noun]] = {
         "orch_cli.commands.image",
         {
             "ls": "List images",
+            "pull": "Fetch an image from its registry",
             "load": "Load images from an archive",
             "import": "Make an image from the tar of a root file system",
             "build": "Build an image from a Dockerfile",
@@ -219,6 +220,7 @@ SHORTCUTS: Final[Mapping[str, Shortcut]] = {
     "unpause": Shortcut("task", "unpause"),
     "images": Shortcut("image", "ls"),
     "build": Shortcut("image", "build"),
+    "pull": Shortcut("image", "pull"),
     "load": Shortcut("image", "load"),
     "info": Shortcut("cluster", "info"),
     "events": Shortcut("system", "events", "Show what happens in the cluster"),

@@ -253,6 +253,47 @@ class ImageTagResult(_message.Message):
 Global___ImageTagResult: _TypeAlias = ImageTagResult  # noqa: Y015
 
 @_typing.final
+class ImageResolveCall(_message.Message):
+    """What a registry has under a name now; nothing is fetched."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    reference: _builtins.str
+    def __init__(
+        self,
+        *,
+        reference: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reference", b"reference"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageResolveCall: _TypeAlias = ImageResolveCall  # noqa: Y015
+
+@_typing.final
+class ImageResolveResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PINNED_REFERENCE_FIELD_NUMBER: _builtins.int
+    pinned_reference: _builtins.str
+    """"docker.io/library/web@sha256:…" """
+    def __init__(
+        self,
+        *,
+        pinned_reference: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pinned_reference", b"pinned_reference"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageResolveResult: _TypeAlias = ImageResolveResult  # noqa: Y015
+
+@_typing.final
 class LocalVolume(_message.Message):
     """---- volumes ---------------------------------------------------------------------------------------"""
 
@@ -488,6 +529,7 @@ class NodeCall(_message.Message):
     VOLUME_LIST_FIELD_NUMBER: _builtins.int
     VOLUME_REMOVE_FIELD_NUMBER: _builtins.int
     TASK_STATS_FIELD_NUMBER: _builtins.int
+    IMAGE_RESOLVE_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     @_builtins.property
     def image_list(self) -> Global___ImageListCall: ...
@@ -503,6 +545,8 @@ class NodeCall(_message.Message):
     def volume_remove(self) -> Global___VolumeRemoveCall: ...
     @_builtins.property
     def task_stats(self) -> Global___TaskStatsCall: ...
+    @_builtins.property
+    def image_resolve(self) -> Global___ImageResolveCall: ...
     def __init__(
         self,
         *,
@@ -514,12 +558,13 @@ class NodeCall(_message.Message):
         volume_list: Global___VolumeListCall | None = ...,
         volume_remove: Global___VolumeRemoveCall | None = ...,
         task_stats: Global___TaskStatsCall | None = ...,
+        image_resolve: Global___ImageResolveCall | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "image_inspect", b"image_inspect", "image_list", b"image_list", "image_remove", b"image_remove", "image_tag", b"image_tag", "task_stats", b"task_stats", "volume_list", b"volume_list", "volume_remove", b"volume_remove"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "image_inspect", b"image_inspect", "image_list", b"image_list", "image_remove", b"image_remove", "image_resolve", b"image_resolve", "image_tag", b"image_tag", "task_stats", b"task_stats", "volume_list", b"volume_list", "volume_remove", b"volume_remove"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "call_id", b"call_id", "image_inspect", b"image_inspect", "image_list", b"image_list", "image_remove", b"image_remove", "image_tag", b"image_tag", "task_stats", b"task_stats", "volume_list", b"volume_list", "volume_remove", b"volume_remove"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "call_id", b"call_id", "image_inspect", b"image_inspect", "image_list", b"image_list", "image_remove", b"image_remove", "image_resolve", b"image_resolve", "image_tag", b"image_tag", "task_stats", b"task_stats", "volume_list", b"volume_list", "volume_remove", b"volume_remove"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["image_list", "image_inspect", "image_remove", "image_tag", "volume_list", "volume_remove", "task_stats"]  # noqa: Y015
+    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["image_list", "image_inspect", "image_remove", "image_tag", "volume_list", "volume_remove", "task_stats", "image_resolve"]  # noqa: Y015
     _WhichOneofArgType_call: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_call) -> _WhichOneofReturnType_call | None: ...
 
@@ -538,6 +583,7 @@ class NodeCallResult(_message.Message):
     VOLUME_LIST_FIELD_NUMBER: _builtins.int
     VOLUME_REMOVE_FIELD_NUMBER: _builtins.int
     TASK_STATS_FIELD_NUMBER: _builtins.int
+    IMAGE_RESOLVE_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     @_builtins.property
     def error(self) -> Global___CallError:
@@ -557,6 +603,8 @@ class NodeCallResult(_message.Message):
     def volume_remove(self) -> Global___VolumeRemoveResult: ...
     @_builtins.property
     def task_stats(self) -> Global___TaskStatsResult: ...
+    @_builtins.property
+    def image_resolve(self) -> Global___ImageResolveResult: ...
     def __init__(
         self,
         *,
@@ -569,12 +617,13 @@ class NodeCallResult(_message.Message):
         volume_list: Global___VolumeListResult | None = ...,
         volume_remove: Global___VolumeRemoveResult | None = ...,
         task_stats: Global___TaskStatsResult | None = ...,
+        image_resolve: Global___ImageResolveResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "image_inspect", b"image_inspect", "image_list", b"image_list", "image_remove", b"image_remove", "image_tag", b"image_tag", "result", b"result", "task_stats", b"task_stats", "volume_list", b"volume_list", "volume_remove", b"volume_remove"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "image_inspect", b"image_inspect", "image_list", b"image_list", "image_remove", b"image_remove", "image_resolve", b"image_resolve", "image_tag", b"image_tag", "result", b"result", "task_stats", b"task_stats", "volume_list", b"volume_list", "volume_remove", b"volume_remove"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "error", b"error", "image_inspect", b"image_inspect", "image_list", b"image_list", "image_remove", b"image_remove", "image_tag", b"image_tag", "result", b"result", "task_stats", b"task_stats", "volume_list", b"volume_list", "volume_remove", b"volume_remove"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "error", b"error", "image_inspect", b"image_inspect", "image_list", b"image_list", "image_remove", b"image_remove", "image_resolve", b"image_resolve", "image_tag", b"image_tag", "result", b"result", "task_stats", b"task_stats", "volume_list", b"volume_list", "volume_remove", b"volume_remove"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["image_list", "image_inspect", "image_remove", "image_tag", "volume_list", "volume_remove", "task_stats"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["image_list", "image_inspect", "image_remove", "image_tag", "volume_list", "volume_remove", "task_stats", "image_resolve"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
@@ -769,6 +818,27 @@ class ImageLoadCall(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImageLoadCall: _TypeAlias = ImageLoadCall  # noqa: Y015
+
+@_typing.final
+class ImagePullCall(_message.Message):
+    """From its registry; no data follows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    reference: _builtins.str
+    def __init__(
+        self,
+        *,
+        reference: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reference", b"reference"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImagePullCall: _TypeAlias = ImagePullCall  # noqa: Y015
 
 @_typing.final
 class ImageImportCall(_message.Message):
@@ -1060,6 +1130,7 @@ class RelayCall(_message.Message):
     IMAGE_LOAD_FIELD_NUMBER: _builtins.int
     IMAGE_IMPORT_FIELD_NUMBER: _builtins.int
     IMAGE_BUILD_FIELD_NUMBER: _builtins.int
+    IMAGE_PULL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def copy_out(self) -> Global___CopyOutCall: ...
     @_builtins.property
@@ -1080,6 +1151,8 @@ class RelayCall(_message.Message):
     def image_import(self) -> Global___ImageImportCall: ...
     @_builtins.property
     def image_build(self) -> Global___ImageBuildCall: ...
+    @_builtins.property
+    def image_pull(self) -> Global___ImagePullCall: ...
     def __init__(
         self,
         *,
@@ -1093,12 +1166,13 @@ class RelayCall(_message.Message):
         image_load: Global___ImageLoadCall | None = ...,
         image_import: Global___ImageImportCall | None = ...,
         image_build: Global___ImageBuildCall | None = ...,
+        image_pull: Global___ImagePullCall | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "call", b"call", "copy_in", b"copy_in", "copy_out", b"copy_out", "exec", b"exec", "image_build", b"image_build", "image_import", b"image_import", "image_load", b"image_load", "logs", b"logs", "pause", b"pause", "processes", b"processes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "call", b"call", "copy_in", b"copy_in", "copy_out", b"copy_out", "exec", b"exec", "image_build", b"image_build", "image_import", b"image_import", "image_load", b"image_load", "image_pull", b"image_pull", "logs", b"logs", "pause", b"pause", "processes", b"processes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "call", b"call", "copy_in", b"copy_in", "copy_out", b"copy_out", "exec", b"exec", "image_build", b"image_build", "image_import", b"image_import", "image_load", b"image_load", "logs", b"logs", "pause", b"pause", "processes", b"processes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "call", b"call", "copy_in", b"copy_in", "copy_out", b"copy_out", "exec", b"exec", "image_build", b"image_build", "image_import", b"image_import", "image_load", b"image_load", "image_pull", b"image_pull", "logs", b"logs", "pause", b"pause", "processes", b"processes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["copy_out", "copy_in", "processes", "pause", "attach", "logs", "exec", "image_load", "image_import", "image_build"]  # noqa: Y015
+    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["copy_out", "copy_in", "processes", "pause", "attach", "logs", "exec", "image_load", "image_import", "image_build", "image_pull"]  # noqa: Y015
     _WhichOneofArgType_call: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_call) -> _WhichOneofReturnType_call | None: ...
 

@@ -42,7 +42,9 @@ BASE = "services:\n  web:\n    image: test:1\n"
         pytest.param(BASE + "    replcas: 3\n", ("stack.yml:4", "replcas"), id="an unknown key"),
         pytest.param(BASE + "    hostname: ${NAME:?say who}\n", ("stack.yml:4", "NAME", "say who"), id="a variable"),
         pytest.param(BASE + "    privileged: true\n", ("privileged", "--allow"), id="against the policy"),
-        pytest.param("services:\n  web:\n    image: nosuch:9\n", ("nosuch:9", "orch image"), id="an unknown image"),
+        pytest.param(
+            "services:\n  web:\n    image: localhost:1/nosuch:9\n", ("nosuch:9", "orch image"), id="an unknown image"
+        ),
         pytest.param(BASE + "    pid: host\n", ("stack.yml:4", "pid"), id="a key for later"),
     ],
 )

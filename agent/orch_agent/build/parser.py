@@ -159,7 +159,7 @@ class _Parser:
         flags: dict[str, str] = {}
         repeated: dict[str, tuple[str, ...]] = {}
         while self._rest.startswith("--"):
-            word = self._rest.split(None, 1)[0]
+            word, rest = _option(self._rest)
             match = _FLAG.match(word)
             name = match.group(1) if match else word
             if not match or name not in allowed:
@@ -170,7 +170,7 @@ class _Parser:
             if name in flags:
                 raise self._error(f"--{name} is given twice; keep one")
             value = match.group(2)
-            self._rest = self._rest[len(word) :].lstrip()
+            self._rest = rest
             if name in _SWITCHES:
                 flags[name] = self._switch(name, value)
                 continue
@@ -248,3 +248,21 @@ def _unknown(word: str, keyword: str) -> str:
     near = difflib.get_close_matches(keyword, INSTRUCTIONS, 1, 0.6)
     hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(INSTRUCTIONS))}"
     return f"unknown instruction {word[:50]!r}; {hint}"
+
+
+def _option(text: str) -> tuple[str, str]:
+    """The first word, which quotes may hold together and a backslash may protect, and what follows it."""
+    word: list[str] = []
+    quote = ""
+    characters = iter(enumerate(text))
+    for place, character in characters:
+        if character == "\\":
+            _, character = next(characters, (place, ""))  # noqa: PLW2901 -- the one it protects
+        elif quote or character in "'\"":
+            if not quote or character == quote:
+                quote = "" if quote else character
+                continue
+        elif character.isspace():
+            return "".join(word), text[place:].lstrip()
+        word.append(character)
+    return "".join(word), ""

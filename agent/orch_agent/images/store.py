@@ -234,7 +234,7 @@ class ImageStore:
             entry = self._find(table, name_or_id)
             names = table.names_of(entry.id)
             by_name = self._canonical_in(table, name_or_id)
-            going = (by_name,) if by_name else names
+            going = _going_with(by_name, names) if by_name else names
             last = len(going) == len(names)
             if not by_name and len(names) > 1 and not force:
                 raise ImageInUse(
@@ -299,7 +299,7 @@ class ImageStore:
         hint = f"did you mean {' or '.join(near)}? Otherwise " if near else ""
         raise ImageNotFound(
             f"no image {name_or_id!r} on this node; {hint}get it by "
-            "orch image load, orch image import or orch image build"
+            "orch image pull, orch image load, orch image import or orch image build"
         )
 
     @staticmethod
@@ -355,6 +355,13 @@ class ImageStore:
         if not path.exists():
             files.write_atomically(path, raw, durable=self._durable)
         return digest
+
+
+def _going_with(name: str, names: Collection[str]) -> tuple[str, ...]:
+    """A name, and with the last tag of its repository the digests that a registry knew it by."""
+    repository = reference.parse(name).name
+    alike = [other for other in names if other != name and reference.parse(other).name == repository]
+    return (name,) if any("@" not in other for other in alike) else (name, *alike)
 
 
 def _familiar(names: Collection[str]) -> tuple[str, ...]:

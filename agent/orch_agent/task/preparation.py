@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from orch_agent.errors import LinkLost, LinkRefused, TaskFailure
-from orch_agent.images.errors import ImageError
+from orch_agent.images.errors import ImageError, ImageNotFound
 from orch_agent.images.model import ImageConfig, ImageInfo
 from orch_agent.images.snapshots import Snapshots
 from orch_agent.images.store import ImageStore
@@ -122,6 +122,7 @@ class Preparation:
         records: gives each task its folder.
         log_folder: where logs are kept.
         host_gateway: address that ``host-gateway`` stands for.
+        pull: brings an image from its registry.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class Preparation:
         records: Records,
         log_folder: Path,
         host_gateway: str,
+        pull: Callable[[str], Awaitable[None]],
         policies: Collection[str] = (),
     ) -> None:
         self._node = node
@@ -147,6 +149,7 @@ class Preparation:
         self._records = records
         self._log_folder = log_folder
         self._host_gateway = host_gateway
+        self._pull = pull
         self._policies = policies
 
     def log_path(self, task_id: str) -> Path:
@@ -165,6 +168,7 @@ class Preparation:
         """
         attaching = asyncio.get_running_loop().create_task(self._attach(task, needs))
         try:
+            await self._bring_image(task)
             made = await asyncio.to_thread(self._prepare_files, task, needs)
             netns_path = await attaching
         except BaseException:
@@ -205,6 +209,21 @@ class Preparation:
     def forget(self, task_id: str) -> None:
         """Removes the last traces of a task that the leader has forgotten: its log."""
         files.remove_task_files(self._log_folder / task_id)
+
+    async def _bring_image(self, task: objects.Task) -> None:
+        """Pulls the image if it is not here and its name says from where: one that was built or loaded does not."""
+        spec = task.spec.container
+        wanted = spec.image_digest or spec.image
+        if ("@" not in wanted and spec.image_digest) or spec.pull_policy == "never":
+            return
+        try:
+            check_policy(task, self._policies, self._node)
+            try:
+                await asyncio.to_thread(self._images.resolve, wanted)
+            except ImageNotFound:
+                await self._pull(wanted)
+        except ImageError as error:
+            raise TaskFailure(str(error), types.FAILURE_REASON_IMAGE) from error
 
     # ---- in a thread -------------------------------------------------------------------------------
 

@@ -91,7 +91,11 @@ def image_rows(image: ImageSummary, node: str, *, no_trunc: bool) -> list[dict[s
     from orch_cli.output.units import format_ago, format_size, format_time
 
     rows = []
-    for reference in image.references or ["<none>:<none>"]:
+    tagged = [reference for reference in image.references if "@" not in reference]
+    repositories = {reference.rpartition(":")[0] for reference in tagged}
+    # A digest that a registry knows the image by has a row only where no tag stands for it.
+    by_digest = {reference.partition("@")[0] for reference in image.references if "@" in reference} - repositories
+    for reference in [*tagged, *(f"{name}:<none>" for name in sorted(by_digest))] or ["<none>:<none>"]:
         name, colon, tag = reference.rpartition(":")
         if not colon or "/" in tag:
             name, tag = reference, "latest"
@@ -140,6 +144,27 @@ async def _run_inspect(arguments: argparse.Namespace) -> int:
         status = await for_each(arguments.references, one)
     print(json.dumps(list(found.values()), indent=4, ensure_ascii=False))
     return status
+
+
+# ---- pull --------------------------------------------------------------------------------------------
+
+
+def _configure_pull(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("reference", metavar="NAME[:TAG|@DIGEST]")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print the name alone")
+    parser.add_argument("--node", default="", metavar="NODE", help="to this node; else to the manager's own")
+
+
+async def _run_pull(arguments: argparse.Namespace) -> int:
+    from orch_cli.compose.service import check_reference
+    from orch_proto.node_pb2 import ImagePullCall, RelayCall
+
+    if problem := check_reference(arguments.reference):
+        raise UsageError(f"{arguments.reference!r} is no name of an image", problem, "write name:tag")
+    call = RelayCall(image_pull=ImagePullCall(reference=arguments.reference))
+    await _send(arguments, call, iter(()), f"pull {arguments.reference}")
+    print(arguments.reference)
+    return EXIT_OK
 
 
 # ---- load, import -----------------------------------------------------------------------------
@@ -276,6 +301,7 @@ async def _run_tag(arguments: argparse.Namespace) -> int:
 
 VERBS: Final[Mapping[str, Verb]] = {
     "ls": Verb(_configure_ls, _run_ls),
+    "pull": Verb(_configure_pull, _run_pull),
     "load": Verb(_configure_load, _run_load),
     "import": Verb(_configure_import, _run_import),
     "build": Verb(build.configure, build.run),

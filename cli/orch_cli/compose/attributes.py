@@ -363,9 +363,9 @@ SERVICE: Final[Table] = {
     "profiles": yes(Shape.LIST, "without --profile such services are left out, with a note"),
     "provider": never("providers are not part of orch"),
     "pull_policy": yes(
-        note="missing, if_not_present, never, build; the others need a registry: a warning, and the node's image"
+        note="always (each deploy asks the registry), missing, if_not_present, never, build; the others: a warning"
     ),
-    "pull_refresh_after": warn("images are not pulled yet"),
+    "pull_refresh_after": warn("images are looked up at each deploy, never in between"),
     "read_only": yes(),
     "restart": yes(note="no: none, always and unless-stopped: any, on-failure[:n]; deploy.restart_policy wins"),
     "runtime": warn("orch has one runtime, its own"),

@@ -371,11 +371,11 @@ def _ulimits(service: View) -> list[Ulimit]:
 
 def _pull_policy(service: View) -> str:
     text = service.text("pull_policy")
-    if text in (None, "missing", "if_not_present", "never", "build"):
+    if text in (None, "always", "missing", "if_not_present", "never", "build"):
         return text or ""
     assert text is not None
-    if text in ("always", "newer", "refresh", "daily", "weekly") or text.startswith("every_"):
-        service.warn("pull_policy", f"{text!r} has no effect yet", "images are not pulled, the node's image is used")
+    if text in ("newer", "refresh", "daily", "weekly") or text.startswith("every_"):
+        service.warn("pull_policy", f"{text!r} has no effect", "images are looked up at each deploy, never in between")
         return text
     known = ("always", "missing", "if_not_present", "never", "build", "daily", "weekly")
     service.error("pull_policy", f"{text!r} is not known", f"known: {', '.join(known)}", nearest(text, known))

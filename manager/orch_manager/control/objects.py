@@ -131,7 +131,7 @@ class Objects:
         for config in container.configs:
             config.config_id = resolve(self._store, Config, config.config_id or config.config_name).id
         kept = {container.image: container.image_digest} if container.image_digest else {}
-        facts = await look_up(self._calls, [container.image], what=what, kept=kept)
+        facts = await look_up(self._calls, {container.image: container.pull_policy}, what=what, kept=kept)
         container.image_digest = facts.digests[container.image]
         return resolved
 

@@ -33,7 +33,9 @@ class NodeCalls:
         nodes = (node for node in self._hub.store.all(Node) if node.status.state == NodeState.NODE_STATE_READY)
         return [node for node in nodes if node.id not in self._hub.sessions]
 
-    async def ask(self, node_id: str, call: NodeCall) -> NodeCallResult:
+    async def ask(
+        self, node_id: str, call: NodeCall, *, timeout_s: float = defaults.NODE_CALL_TIMEOUT_MS / 1000
+    ) -> NodeCallResult:
         """Puts a question to a node.
 
         Raises:
@@ -46,7 +48,7 @@ class NodeCalls:
         question = NodeCall()
         question.CopyFrom(call)
         question.call_id = self._hub.ids.new()
-        return await session.call(question, defaults.NODE_CALL_TIMEOUT_MS / 1000)
+        return await session.call(question, timeout_s)
 
     async def ask_all(self, nodes: Sequence[Node], call: NodeCall) -> list[NodeAnswer]:
         """Asks several nodes at once. A node that does not answer has an error in its place."""

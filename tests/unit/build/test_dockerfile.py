@@ -76,6 +76,12 @@ def test_flags_are_taken_off_the_front() -> None:
     assert (dict(item.flags), item.args) == ({"from": "0", "chown": "a:b", "chmod": "644"}, ("x", "y"))
 
 
+def test_quotes_hold_a_flag_together() -> None:
+    """Blanks within quotes are part of a flag's value, which has no quotes any more, as BuildKit reads it."""
+    item = only("COPY --from='a b' --chown=\"c\" x y")
+    assert (dict(item.flags), item.args) == ({"from": "a b", "chown": "c"}, ("x", "y"))
+
+
 def test_heredocs_end_at_their_word() -> None:
     """A heredoc's lines are its body and no instructions; with a dash its tabs go; quotes stop replacement."""
     items = parse(

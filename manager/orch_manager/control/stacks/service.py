@@ -150,7 +150,10 @@ class Stacks:
         kept = self._kept_digests(request)
         # Refusals that need no image come before a node is asked.
         self._work_out(self._store, request, ImageFacts(digests=dict(kept)))
-        images = {service.task.container.image for service in request.spec.services}
+        containers = [service.task.container for service in request.spec.services]
+        # Where services of one image differ, the one that asks for more counts.
+        containers.sort(key=lambda one: (one.pull_policy == "always", one.pull_policy != "never"))
+        images = {container.image: container.pull_policy for container in containers}
         return await look_up(self._calls, images, what=what, kept=kept)
 
     def _kept_digests(self, request: ApplyStackRequest) -> dict[str, str]:
