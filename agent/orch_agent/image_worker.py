@@ -1,4 +1,4 @@
-"""A process of its own for the heavy work on images: pull, load, import, build.
+"""A process of its own for the heavy work on images: pull, push, load, import, build.
 
 Reads one JSON object from standard input, writes events as JSON lines to standard output: ``{"progress": …}`` any
     number of times, then ``{"images": [ids]}`` or ``{"error": …, "code": …}``. It ends when asked to by SIGTERM,
@@ -27,6 +27,7 @@ from orch_agent.images.extract import Extractor
 from orch_agent.images.limits import DEFAULT_UNPACK_LIMITS
 from orch_agent.images.registry.errors import NotInRegistry
 from orch_agent.images.registry.pull import pull
+from orch_agent.images.registry.push import push
 from orch_agent.images.store import ImageStore
 from orch_agent.images.tarstream import TarStream
 
@@ -91,6 +92,8 @@ def _work(wish: dict[str, Any]) -> list[str]:
     match wish["work"]:
         case "pull":
             return [pull(store, wish["reference"], lambda text: _say(progress=text)).id]
+        case "push":
+            return [push(store, wish["reference"], lambda text: _say(progress=text)).id]
         case "load":
             return [image.id for image in store.load(Path(wish["upload"]))]
         case "import":

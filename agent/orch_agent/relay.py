@@ -108,6 +108,8 @@ class RelayServer:
                 await self._serve_image_work(stream, {"work": "load"})
             case "image_pull":
                 await self._serve_image_work(stream, {"work": "pull", "reference": call.image_pull.reference})
+            case "image_push":
+                await self._serve_image_work(stream, {"work": "push", "reference": call.image_push.reference})
             case "image_import":
                 changes = list(call.image_import.changes)
                 wish: dict[str, object] = {

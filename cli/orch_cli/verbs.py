@@ -112,6 +112,7 @@ NOUNS: Final[Mapping[str, Noun]] = {
         {
             "ls": "List images",
             "pull": "Fetch an image from its registry",
+            "push": "Send an image to its registry",
             "load": "Load images from an archive",
             "import": "Make an image from the tar of a root file system",
             "build": "Build an image from a Dockerfile",
@@ -221,6 +222,7 @@ SHORTCUTS: Final[Mapping[str, Shortcut]] = {
     "images": Shortcut("image", "ls"),
     "build": Shortcut("image", "build"),
     "pull": Shortcut("image", "pull"),
+    "push": Shortcut("image", "push"),
     "load": Shortcut("image", "load"),
     "info": Shortcut("cluster", "info"),
     "events": Shortcut("system", "events", "Show what happens in the cluster"),

@@ -841,6 +841,27 @@ class ImagePullCall(_message.Message):
 Global___ImagePullCall: _TypeAlias = ImagePullCall  # noqa: Y015
 
 @_typing.final
+class ImagePushCall(_message.Message):
+    """To the registry that its name says; no data follows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    reference: _builtins.str
+    def __init__(
+        self,
+        *,
+        reference: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reference", b"reference"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImagePushCall: _TypeAlias = ImagePushCall  # noqa: Y015
+
+@_typing.final
 class ImageImportCall(_message.Message):
     """Followed by the root file system's tar in data frames."""
 
@@ -1131,6 +1152,7 @@ class RelayCall(_message.Message):
     IMAGE_IMPORT_FIELD_NUMBER: _builtins.int
     IMAGE_BUILD_FIELD_NUMBER: _builtins.int
     IMAGE_PULL_FIELD_NUMBER: _builtins.int
+    IMAGE_PUSH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def copy_out(self) -> Global___CopyOutCall: ...
     @_builtins.property
@@ -1153,6 +1175,8 @@ class RelayCall(_message.Message):
     def image_build(self) -> Global___ImageBuildCall: ...
     @_builtins.property
     def image_pull(self) -> Global___ImagePullCall: ...
+    @_builtins.property
+    def image_push(self) -> Global___ImagePushCall: ...
     def __init__(
         self,
         *,
@@ -1167,12 +1191,13 @@ class RelayCall(_message.Message):
         image_import: Global___ImageImportCall | None = ...,
         image_build: Global___ImageBuildCall | None = ...,
         image_pull: Global___ImagePullCall | None = ...,
+        image_push: Global___ImagePushCall | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "call", b"call", "copy_in", b"copy_in", "copy_out", b"copy_out", "exec", b"exec", "image_build", b"image_build", "image_import", b"image_import", "image_load", b"image_load", "image_pull", b"image_pull", "logs", b"logs", "pause", b"pause", "processes", b"processes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "call", b"call", "copy_in", b"copy_in", "copy_out", b"copy_out", "exec", b"exec", "image_build", b"image_build", "image_import", b"image_import", "image_load", b"image_load", "image_pull", b"image_pull", "image_push", b"image_push", "logs", b"logs", "pause", b"pause", "processes", b"processes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "call", b"call", "copy_in", b"copy_in", "copy_out", b"copy_out", "exec", b"exec", "image_build", b"image_build", "image_import", b"image_import", "image_load", b"image_load", "image_pull", b"image_pull", "logs", b"logs", "pause", b"pause", "processes", b"processes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "call", b"call", "copy_in", b"copy_in", "copy_out", b"copy_out", "exec", b"exec", "image_build", b"image_build", "image_import", b"image_import", "image_load", b"image_load", "image_pull", b"image_pull", "image_push", b"image_push", "logs", b"logs", "pause", b"pause", "processes", b"processes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["copy_out", "copy_in", "processes", "pause", "attach", "logs", "exec", "image_load", "image_import", "image_build", "image_pull"]  # noqa: Y015
+    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["copy_out", "copy_in", "processes", "pause", "attach", "logs", "exec", "image_load", "image_import", "image_build", "image_pull", "image_push"]  # noqa: Y015
     _WhichOneofArgType_call: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_call) -> _WhichOneofReturnType_call | None: ...
 

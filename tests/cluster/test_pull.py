@@ -43,7 +43,10 @@ def test_a_deploy_pulls_what_no_node_has_and_pins_it(clean: Playground, registry
     """The tag is looked up once; three tasks share one pull; a tag that moves counts with pull_policy always alone."""
     push = lambda note: on_node(clean.node, lambda: registry.push("app", "1", busybox_image(busybox, note)))  # noqa: E731
     push("first")
-    text = f"services:\n  web:\n    image: {registry.host}/app:1\n    deploy: {{replicas: 3}}\n"
+    text = (
+        f"services:\n  web:\n    image: {registry.host}/app:1\n    init: true\n"
+        "    deploy: {replicas: 3, update_config: {parallelism: 0, monitor: 0s}}\n"
+    )
     clean.deploy("pulls", text)
     says = ("exec", "pulls_web", "cat", "/note")
     assert clean.orch(*says).stdout == "first"

@@ -29,12 +29,21 @@ _TREE = "diff"
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer in the store."""
+    """A layer in the store.
+
+    Attributes:
+        origin: where its archive came from, `registry/repository@digest`; empty: not from a registry.
+        origin_bytes: size of that archive.
+        origin_type: its media type.
+    """
 
     chain_id: str
     diff_id: str
     entries: int
     size_bytes: int
+    origin: str = ""
+    origin_bytes: int = 0
+    origin_type: str = ""
 
 
 class LayerStore:
@@ -75,8 +84,16 @@ class LayerStore:
             raise StoreCorrupt(f"{path} belongs to {layer.chain_id}, not to {chain_id}; remove the image that has it")
         return layer
 
-    def unpack(self, source: ByteSource, *, diff_id: str, chain_id: str, limits: UnpackLimits) -> Layer:
-        """Unpack a layer's archive, compressed or not, check it and keep it.
+    def unpack(
+        self,
+        source: ByteSource,
+        *,
+        diff_id: str,
+        chain_id: str,
+        limits: UnpackLimits,
+        origin: tuple[str, int, str] = ("", 0, ""),
+    ) -> Layer:
+        """Unpack a layer's archive, compressed or not, check it and keep it; for `origin` see `Layer`.
 
         Raises:
             DigestMismatch: the archive is not the layer `diff_id`; nothing is kept.
@@ -96,7 +113,7 @@ class LayerStore:
                     f"the archive's layer {diff_id} has the content of {hashing.digest()}; "
                     "copy or make the archive again"
                 )
-            return self._keep(stage, Layer(chain_id, diff_id, unpacked.entries, unpacked.size_bytes))
+            return self._keep(stage, Layer(chain_id, diff_id, unpacked.entries, unpacked.size_bytes, *origin))
         finally:
             files.remove_tree(stage)
 

@@ -123,6 +123,14 @@ class ImageStore:
         """The image's whole config document, with its history."""
         return read_config(self._read_blob(image.id))
 
+    def config_raw(self, image: ImageInfo) -> bytes:
+        """The image's configuration, byte by byte."""
+        return self._read_blob(image.id)
+
+    def manifest_raw(self, image: ImageInfo) -> bytes:
+        """The manifest that the image came with, byte by byte; empty: it was made here."""
+        return self._read_blob(image.manifest_digest) if image.manifest_digest else b""
+
     def disk_usage(self) -> Mapping[str, DiskUsage]:
         """Shared and own bytes of each image, by id."""
         table = index.read(self._table)

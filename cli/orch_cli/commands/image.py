@@ -146,7 +146,7 @@ async def _run_inspect(arguments: argparse.Namespace) -> int:
     return status
 
 
-# ---- pull --------------------------------------------------------------------------------------------
+# ---- pull, push --------------------------------------------------------------------------------------------
 
 
 def _configure_pull(parser: argparse.ArgumentParser) -> None:
@@ -163,6 +163,30 @@ async def _run_pull(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{arguments.reference!r} is no name of an image", problem, "write name:tag")
     call = RelayCall(image_pull=ImagePullCall(reference=arguments.reference))
     await _send(arguments, call, iter(()), f"pull {arguments.reference}")
+    print(arguments.reference)
+    return EXIT_OK
+
+
+def _configure_push(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("reference", metavar="NAME[:TAG]")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print the name alone")
+    parser.add_argument("--node", default="", metavar="NODE", help="from this node; else from one that has it")
+
+
+async def _run_push(arguments: argparse.Namespace) -> int:
+    from orch_cli.connection import control
+    from orch_proto.node_pb2 import ImageInspectCall, ImagePushCall, NodeCall, RelayCall
+
+    doing = f"push {arguments.reference}"
+    async with control(arguments.host) as stub:
+        call = NodeCall(image_inspect=ImageInspectCall(reference=arguments.reference))
+        holders = await ask_nodes(stub, call, arguments.node, doing)
+    if len({holder.result.image_inspect.image.id for holder in holders}) > 1:
+        names = ", ".join(holder.node_hostname for holder in holders)
+        why = f"it is not the same image on {names}"
+        raise CliError(f"cannot {doing}", why, "name the node that has the right one: --node NODE")
+    arguments.node = holders[0].node_id
+    await _send(arguments, RelayCall(image_push=ImagePushCall(reference=arguments.reference)), iter(()), doing)
     print(arguments.reference)
     return EXIT_OK
 
@@ -302,6 +326,7 @@ async def _run_tag(arguments: argparse.Namespace) -> int:
 VERBS: Final[Mapping[str, Verb]] = {
     "ls": Verb(_configure_ls, _run_ls),
     "pull": Verb(_configure_pull, _run_pull),
+    "push": Verb(_configure_push, _run_push),
     "load": Verb(_configure_load, _run_load),
     "import": Verb(_configure_import, _run_import),
     "build": Verb(build.configure, build.run),

@@ -1,6 +1,6 @@
 """The conversation with registries: who may, what a name means, and content by digest.
 
-Sources: OCI distribution specification 1.1 (pull), and Docker's token authentication (distribution's
+Sources: OCI distribution specification 1.1 (pull, push), and Docker's token authentication (distribution's
 spec/auth/token.md and oauth.md). Blocking; one client serves several threads.
 """
 
@@ -9,9 +9,9 @@ import json
 import re
 import ssl
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlencode, urljoin, urlsplit
 
 import urllib3
@@ -35,7 +35,8 @@ _TOKEN_BYTES = 1024 * 1024
 _ERROR_BYTES = 64 * 1024
 _ACCEPT = ", ".join((*manifests.INDEX_TYPES, *manifests.MANIFEST_TYPES))
 _CHALLENGE_PART = re.compile(r'([A-Za-z_]+)="([^"]*)"')
-_HTTP_OK, _HTTP_PARTIAL, _HTTP_UNAUTHORIZED, _HTTP_FORBIDDEN, _HTTP_NOT_FOUND = 200, 206, 401, 403, 404
+_HTTP_OK, _HTTP_CREATED, _HTTP_ACCEPTED, _HTTP_PARTIAL = 200, 201, 202, 206
+_HTTP_UNAUTHORIZED, _HTTP_FORBIDDEN, _HTTP_NOT_FOUND = 401, 403, 404
 _HTTP_TOO_MANY, _HTTP_SERVER_ERROR = 429, 500
 _HTTP_REDIRECTS = (301, 302, 303, 307, 308)
 
@@ -56,15 +57,24 @@ class RegistryClient:
         name: of the image; its registry and repository are what is asked.
         settings: of this node.
         find_credentials: for the name of a registry.
+        pushes: whether it is written to, which mirrors are not for.
     """
 
     def __init__(
-        self, name: Reference, settings: Settings, find_credentials: Callable[[str], Credentials | None]
+        self,
+        name: Reference,
+        settings: Settings,
+        find_credentials: Callable[[str], Credentials | None],
+        *,
+        pushes: bool = False,
     ) -> None:
         self._name = name
-        self._endpoints = settings.endpoints(name.registry)
+        self._endpoints = settings.endpoints(name.registry, with_mirrors=not pushes)
+        self._actions = "pull,push" if pushes else "pull"
         self._find_credentials = find_credentials
         self._pools: dict[tuple[bool, str], urllib3.PoolManager] = {}
+        #: Another repository that a token must let us read, to take a blob from it.
+        self._mounts_from = ""
         #: What is sent as Authorization, by endpoint.
         self._authorization: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -110,6 +120,58 @@ class RegistryClient:
         answer = self._each(lambda endpoint: self._ask(endpoint, f"blobs/{wanted.digest}", headers, may_end=True))
         return answer, answer.status == _HTTP_PARTIAL
 
+    # ---- pushing -----------------------------------------------------------------------------------
+
+    def has_blob(self, digest: str) -> bool:
+        """Whether the repository has a blob."""
+
+        def ask(endpoint: Endpoint) -> bool:
+            url = f"{endpoint.url}/v2/{self._name.repository}/blobs/{digest}"
+            answer = self._exchange(endpoint, "HEAD", url, {}, (_HTTP_OK, _HTTP_NOT_FOUND))
+            answer.drain_conn()
+            return answer.status == _HTTP_OK
+
+        return self._each(ask)
+
+    def mount_blob(self, digest: str, repository: str) -> bool:
+        """Have a blob that another repository of the registry has; whether the registry does that."""
+
+        def ask(endpoint: Endpoint) -> bool:
+            query = urlencode({"mount": digest, "from": repository})
+            url = f"{endpoint.url}/v2/{self._name.repository}/blobs/uploads/?{query}"
+            answer = self._exchange(endpoint, "POST", url, {"Content-Length": "0"}, (_HTTP_CREATED, _HTTP_ACCEPTED))
+            answer.drain_conn()
+            return answer.status == _HTTP_CREATED
+
+        self._mounts_from = repository
+        return self._each(ask)
+
+    def push_blob(self, digest: str, content: bytes | BinaryIO, size_bytes: int) -> None:
+        """Upload a blob in one piece; the registry checks its digest."""
+
+        def ask(endpoint: Endpoint) -> None:
+            begin = f"{endpoint.url}/v2/{self._name.repository}/blobs/uploads/"
+            answer = self._exchange(endpoint, "POST", begin, {"Content-Length": "0"}, (_HTTP_ACCEPTED,))
+            answer.drain_conn()
+            place = urljoin(begin, answer.headers.get("Location", ""))
+            if endpoint.url.startswith("https:") and not place.startswith("https:"):
+                raise RegistryError(f"the registry {self._name.registry} wants an upload without TLS; will not send it")
+            url = f"{place}{'&' if '?' in place else '?'}{urlencode({'digest': digest})}"
+            headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size_bytes)}
+            self._exchange(endpoint, "PUT", url, headers, (_HTTP_CREATED,), body=content).drain_conn()
+
+        self._each(ask)
+
+    def push_manifest(self, tag: str, raw: bytes, media_type: str) -> None:
+        """Have a tag mean a manifest whose blobs are all there."""
+
+        def ask(endpoint: Endpoint) -> None:
+            url = f"{endpoint.url}/v2/{self._name.repository}/manifests/{tag}"
+            answer = self._exchange(endpoint, "PUT", url, {"Content-Type": media_type}, (_HTTP_CREATED,), body=raw)
+            answer.drain_conn()
+
+        self._each(ask)
+
     # ---- endpoints ---------------------------------------------------------------------------------
 
     def _each(self, ask: Callable[[Endpoint], T]) -> T:
@@ -142,44 +204,68 @@ class RegistryClient:
     def _ask(
         self, endpoint: Endpoint, path: str, headers: Mapping[str, str], *, may_end: bool = False
     ) -> urllib3.BaseHTTPResponse:
-        """One GET, authenticated when the registry asks for it; the answer is a success.
+        """One GET; the answer is a success.
 
         With `may_end` a body that ends early is an end, not an error: what came of it counts.
         """
         url = f"{endpoint.url}/v2/{self._name.repository}/{path}"
+        return self._exchange(endpoint, "GET", url, headers, (_HTTP_OK, _HTTP_PARTIAL), may_end=may_end)
+
+    def _exchange(
+        self,
+        endpoint: Endpoint,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        good: Collection[int],
+        *,
+        body: bytes | BinaryIO | None = None,
+        may_end: bool = False,
+    ) -> urllib3.BaseHTTPResponse:
+        """One request, authenticated when the registry asks for it; the answer has one of the `good` statuses."""
         sent = self._authorization.get(endpoint.url, "")
-        answer = self._get(endpoint, url, headers, sent, may_end=may_end)
+        answer = self._send(endpoint, method, url, {**headers, **_proof(sent)}, body=body, may_end=may_end)
         if answer.status == _HTTP_UNAUTHORIZED:
             answer.drain_conn()
             sent = self._authenticate(endpoint, answer.headers.get("WWW-Authenticate", ""), stale=sent)
-            answer = self._get(endpoint, url, headers, sent, may_end=may_end)
-        if answer.status in (_HTTP_OK, _HTTP_PARTIAL):
+            answer = self._send(endpoint, method, url, {**headers, **_proof(sent)}, body=body, may_end=may_end)
+        if answer.status in good:
             return answer
         try:
             raise self._refusal(answer, has_credentials=self._find_credentials(endpoint.registry) is not None)
         finally:
             answer.release_conn()
 
-    def _get(
-        self, endpoint: Endpoint, url: str, headers: Mapping[str, str], authorization: str, *, may_end: bool
+    def _send(
+        self,
+        endpoint: Endpoint,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        body: bytes | BinaryIO | None,
+        may_end: bool,
     ) -> urllib3.BaseHTTPResponse:
-        """GET, following redirects; what proves who we are goes to the registry's own host alone."""
+        """One request, a GET following redirects; what proves who we are goes to the registry's own host alone."""
         own = urlsplit(url)
         for _ in range(_REDIRECTS):
             place = urlsplit(url)
             sent = {"User-Agent": f"orch/{VERSION}", "Accept-Encoding": "identity", **headers}
-            if authorization and (place.scheme, place.netloc) == (own.scheme, own.netloc):
-                sent["Authorization"] = authorization
+            if (place.scheme, place.netloc) != (own.scheme, own.netloc):
+                sent.pop("Authorization", None)
+            if body is not None and not isinstance(body, bytes):
+                body.seek(0)
             answer = self._pool(endpoint).request(
-                "GET",
+                method,
                 url,
+                body=body,
                 headers=sent,
                 preload_content=False,
                 redirect=False,
                 retries=False,
                 enforce_content_length=not may_end,
             )
-            if answer.status not in _HTTP_REDIRECTS:
+            if method not in ("GET", "HEAD") or answer.status not in _HTTP_REDIRECTS:
                 return answer
             answer.drain_conn()
             url = urljoin(url, answer.headers.get("Location", ""))
@@ -236,17 +322,19 @@ class RegistryClient:
             raise RegistryError(
                 f"the registry {self._name.registry} names {realm[:200]!r} to get a token; will not ask"
             )
-        scope = f"repository:{self._name.repository}:pull"
-        fields = {"service": challenge.get("service", ""), "scope": scope}
+        scope = f"repository:{self._name.repository}:{self._actions}"
+        scopes = [scope, f"repository:{self._mounts_from}:pull"] if self._mounts_from else [scope]
+        fields = [("service", challenge.get("service", "")), *(("scope", one) for one in scopes)]
         headers = {"User-Agent": f"orch/{VERSION}"}
         if credentials is not None and credentials.identity_token:
             body = urlencode(
-                {
-                    **fields,
-                    "grant_type": "refresh_token",
-                    "client_id": "orch",
-                    "refresh_token": credentials.identity_token,
-                }
+                [
+                    ("service", challenge.get("service", "")),
+                    ("scope", " ".join(scopes)),
+                    ("grant_type", "refresh_token"),
+                    ("client_id", "orch"),
+                    ("refresh_token", credentials.identity_token),
+                ]
             )
             headers["Content-Type"] = "application/x-www-form-urlencoded"
             answer = self._pool(endpoint).request(
@@ -290,10 +378,16 @@ class RegistryClient:
         return RegistryError(f"the registry {self._name.registry} answered {answer.status}{said}; {busy}")
 
     def _no_access(self, *, has_credentials: bool) -> RegistryError:
+        verb = "read" if self._actions == "pull" else "write"
         if has_credentials:
             return RegistryDenied(
-                f"the registry {self._name.registry} does not let this node's login read {self._name.familiar}; "
+                f"the registry {self._name.registry} does not let this node's login {verb} {self._name.familiar}; "
                 "log in with one that may (docker login, podman login), or correct the name"
+            )
+        if verb == "write":
+            return RegistryDenied(
+                f"the registry {self._name.registry} lets nobody write {self._name.familiar} without a login; "
+                "log in on this node (docker login, podman login: ~/.docker/config.json)"
             )
         return NotInRegistry(
             f"no such image: the registry {self._name.registry} shows no {self._name.familiar} to those who have not "
@@ -306,6 +400,10 @@ def _bounded(answer: urllib3.BaseHTTPResponse, limit_bytes: int, what: str) -> b
     if len(raw) > limit_bytes:
         raise LimitExceeded(f"{what} has more than {limit_bytes} bytes; look after that registry")
     return raw
+
+
+def _proof(authorization: str) -> dict[str, str]:
+    return {"Authorization": authorization} if authorization else {}
 
 
 def _basic(credentials: Credentials) -> str:

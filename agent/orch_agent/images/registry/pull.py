@@ -67,7 +67,8 @@ def pull(store: ImageStore, name: str, progress: Progress, settings: Settings | 
         with store.ingesting():
             config_raw = client.document(manifest.config)
             downloads = Downloads(store.root / "downloads", stop)
-            _Layers(store, client, downloads, stop, progress).bring(manifest, config_raw)
+            layers = _Layers(wanted.name, store, client, downloads, stop=stop, progress=progress)
+            layers.bring(manifest, config_raw)
             info = store.register(config_raw, references=names, manifest_raw=document.raw)
         progress(f"Digest: {named.digest}")
         state = "Image is up to date" if present else "Downloaded newer image"
@@ -107,12 +108,15 @@ class _Layers:
 
     def __init__(
         self,
+        name: str,
         store: ImageStore,
         client: RegistryClient,
         downloads: Downloads,
+        *,
         stop: threading.Event,
         progress: Progress,
     ) -> None:
+        self._name = name
         self._store = store
         self._client = client
         self._downloads = downloads
@@ -156,7 +160,13 @@ class _Layers:
                 fetched, file = fetching.result() if fetching is not None else self._enter(layer)
                 with ExitStack() as leaving:
                     leaving.push(fetched.__exit__)
-                    self._store.layers.unpack(file, diff_id=diff_id, chain_id=chain_id, limits=DEFAULT_UNPACK_LIMITS)
+                    self._store.layers.unpack(
+                        file,
+                        diff_id=diff_id,
+                        chain_id=chain_id,
+                        limits=DEFAULT_UNPACK_LIMITS,
+                        origin=(f"{self._name}@{layer.digest}", layer.size_bytes, layer.media_type),
+                    )
                 self._progress(f"{_short(layer)}: Pull complete")
 
     def _enter(self, layer: Descriptor) -> _Entered:

@@ -62,14 +62,14 @@ class Settings:
 
     registries: Mapping[str, RegistrySettings] = field(default_factory=dict)
 
-    def endpoints(self, registry: str) -> tuple[Endpoint, ...]:
+    def endpoints(self, registry: str, *, with_mirrors: bool = True) -> tuple[Endpoint, ...]:
         """Where to ask for a registry's images, best first: its mirrors, then itself.
 
         A registry on this machine's loopback may speak plain HTTP, as with Docker.
         """
         said = self.registries.get(registry, RegistrySettings())
         found: list[Endpoint] = []
-        for mirror in said.mirrors:
+        for mirror in said.mirrors if with_mirrors else ():
             host = urlsplit(mirror).netloc
             of_mirror = self.registries.get(host, RegistrySettings())
             found.append(Endpoint(mirror.rstrip("/"), not of_mirror.insecure, of_mirror.ca, host))
