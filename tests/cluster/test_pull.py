@@ -56,6 +56,13 @@ def test_a_deploy_pulls_what_no_node_has_and_pins_it(clean: Playground, registry
     assert clean.orch(*says).stdout == "first", "the node's image of that name is used"
     clean.deploy("pulls", text.replace("    deploy", "    pull_policy: always\n    deploy"))
     assert clean.orch(*says).stdout == "second"
+    registry.stop()
+    goes_on = clean.deploy(
+        "pulls", text.replace("    deploy", "    pull_policy: always\n    hostname: new\n    deploy")
+    )
+    assert "goes on with what the stack runs" in goes_on.stderr, goes_on
+    assert clean.orch(*says).stdout == "second"
+    on_node(clean.node, registry.start)
     never = clean.deploy("never", f"services:\n  a: {{image: {registry.host}/no:1, pull_policy: never}}\n", ok=False)
     assert "pull_policy is never" in never.stderr
     unknown = clean.deploy("unknown", f"services:\n  a: {{image: {registry.host}/no:1}}\n", ok=False)

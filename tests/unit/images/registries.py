@@ -94,7 +94,6 @@ class RealRegistry:
     """
 
     def __init__(self, folder: Path, tls: tuple[Path, Path] | None = None) -> None:
-        assert DOCKER_REGISTRY is not None
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.host = f"localhost:{probe.getsockname()[1]}"
@@ -105,12 +104,15 @@ class RealRegistry:
         config = folder / "registry.yml"
         state = {"filesystem": {"rootdirectory": str(folder / "registry")}}
         config.write_text(json.dumps({"version": 0.1, "log": {"level": "error"}, "storage": state, "http": http}))
-        self._process = subprocess.Popen(
-            [DOCKER_REGISTRY, "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        self._config = config
+        self._process: subprocess.Popen[bytes] | None = None
         self._pool = urllib3.PoolManager(cert_reqs="CERT_NONE", retries=False, timeout=DEADLINE_S)
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Run it; return when it answers."""
+        assert DOCKER_REGISTRY is not None
+        command = [DOCKER_REGISTRY, "serve", str(self._config)]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until_s = time.monotonic() + DEADLINE_S
         while True:
             try:
@@ -119,11 +121,21 @@ class RealRegistry:
                 assert time.monotonic() < until_s, "the registry does not come up"
                 time.sleep(0.02)
             else:
-                return self
+                return
+
+    def stop(self) -> None:
+        """End it; what it has stays."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
+        self.stop()
         self._pool.clear()
 
     def push(self, repository: str, tag: str, content: Content) -> str:

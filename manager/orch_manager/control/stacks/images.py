@@ -32,7 +32,14 @@ class ImageFacts:
     warnings: list[str] = field(default_factory=list)
 
 
-async def look_up(calls: NodeCalls, policies: Mapping[str, str], *, what: str, kept: Mapping[str, str]) -> ImageFacts:
+async def look_up(
+    calls: NodeCalls,
+    policies: Mapping[str, str],
+    *,
+    what: str,
+    kept: Mapping[str, str],
+    running: Mapping[str, str] | None = None,
+) -> ImageFacts:
     """Asks all ready nodes for all images at once.
 
     Args:
@@ -41,6 +48,7 @@ async def look_up(calls: NodeCalls, policies: Mapping[str, str], *, what: str, k
             `never` not at all.
         what: the first part of error messages.
         kept: digests that stand already and need not be asked for.
+        running: digests that are gone on with, and told, where a registry does not answer.
 
     Raises:
         FailedPrecondition: an image is on no node and in no registry.
@@ -63,8 +71,17 @@ async def look_up(calls: NodeCalls, policies: Mapping[str, str], *, what: str, k
     if never := [reference for reference in missing if policies[reference] == "never"]:
         raise FailedPrecondition(what, f"image {never[0]} is on no node, and its pull_policy is never", _todo(never[0]))
     asked = [reference for reference in wanted if reference in missing or policies[reference] == "always"]
-    pinned = await asyncio.gather(*(_ask_registry(calls, reference, what) for reference in asked))
-    facts.digests.update(zip(asked, pinned, strict=True))
+    answers = await asyncio.gather(
+        *(_ask_registry(calls, reference, what) for reference in asked), return_exceptions=True
+    )
+    for reference, answer in zip(asked, answers, strict=True):
+        if isinstance(answer, str):
+            facts.digests[reference] = answer
+        elif isinstance(answer, OrchError) and (present := (running or {}).get(reference)):
+            facts.digests[reference] = present
+            facts.warnings.append(f"{answer.why}; goes on with what the stack runs, {present.rpartition('@')[2][:19]}")
+        else:
+            raise answer
     for reference, images in zip(wanted, found, strict=True):
         if reference in asked:
             continue

@@ -147,26 +147,26 @@ class Stacks:
             raise InvalidArgument(what, "; ".join(problems), "correct the stack file, then repeat")
         if request.resolve_image not in ("", "always", "changed", "never"):
             raise InvalidArgument(what, f"resolve_image is '{request.resolve_image}'", "use always, changed or never")
-        kept = self._kept_digests(request)
+        running = self._running_digests(request)
+        kept = running if request.resolve_image in ("changed", "never") else {}
         # Refusals that need no image come before a node is asked.
         self._work_out(self._store, request, ImageFacts(digests=dict(kept)))
         containers = [service.task.container for service in request.spec.services]
         # Where services of one image differ, the one that asks for more counts.
         containers.sort(key=lambda one: (one.pull_policy == "always", one.pull_policy != "never"))
         images = {container.image: container.pull_policy for container in containers}
-        return await look_up(self._calls, images, what=what, kept=kept)
+        return await look_up(self._calls, images, what=what, kept=kept, running=running)
 
-    def _kept_digests(self, request: ApplyStackRequest) -> dict[str, str]:
-        if request.resolve_image not in ("changed", "never"):
-            return {}
+    def _running_digests(self, request: ApplyStackRequest) -> dict[str, str]:
+        """What the services run whose image stays the same reference."""
         present = {service.spec.annotations.name: service for service in self._store.all(Service)}
-        kept = {}
+        running = {}
         for spec in request.spec.services:
             container = spec.task.container
             service = present.get(spec.annotations.name)
             if service is not None and service.spec.task.container.image == container.image:
-                kept[container.image] = service.spec.task.container.image_digest
-        return kept
+                running[container.image] = service.spec.task.container.image_digest
+        return running
 
     def _work_out(self, reader: Reader, request: ApplyStackRequest, facts: ImageFacts) -> Deployment:
         now_ms = self._clock.unix_ms()
