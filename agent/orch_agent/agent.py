@@ -169,6 +169,8 @@ class Agent:
             stats=self._stats,
             images_in_use=self._images_in_use,
             volumes_in_use=self._volumes_in_use,
+            snapshots=self._snapshots,
+            tasks=self._tasks_alive,
         )
         self.worker: Worker
 
@@ -313,6 +315,9 @@ class Agent:
             for controller in list(self.worker.controllers.values())
             if controller.image_id and not controller.is_put_away
         }
+
+    def _tasks_alive(self) -> set[str]:
+        return {task_id for task_id, controller in list(self.worker.controllers.items()) if not controller.is_put_away}
 
     def _volumes_in_use(self) -> set[str]:
         return {

@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Callable
 from datetime import datetime
 
+from orch_agent.disk_usage import disk_usage
 from orch_agent.errors import AgentError
 from orch_agent.images.errors import ImageError, ImageInUse, ImageNotFound, InvalidReference
 from orch_agent.images.model import ImageInfo, write_config
 from orch_agent.images.registry.errors import NotInRegistry
 from orch_agent.images.registry.pull import resolve
+from orch_agent.images.snapshots import Snapshots
 from orch_agent.images.store import ImageStore
 from orch_agent.stats import StatsReader
 from orch_agent.task.templates import NodeFacts
@@ -75,6 +77,8 @@ class NodeCalls:
         stats: StatsReader,
         images_in_use: Callable[[], set[str]],
         volumes_in_use: Callable[[], set[str]],
+        snapshots: Snapshots,
+        tasks: Callable[[], set[str]],
     ) -> None:
         self._node = node
         self._images = images
@@ -82,6 +86,8 @@ class NodeCalls:
         self._stats = stats
         self._images_in_use = images_in_use
         self._volumes_in_use = volumes_in_use
+        self._snapshots = snapshots
+        self._tasks = tasks
 
     async def answer(self, call: calls.NodeCall) -> calls.NodeCallResult:
         """The answer to a call, or the error in its place."""
@@ -99,6 +105,16 @@ class NodeCalls:
     def _answer(self, call: calls.NodeCall) -> calls.NodeCallResult:
         result = calls.NodeCallResult(call_id=call.call_id)
         match call.WhichOneof("call"):
+            case "disk_usage":
+                usages = disk_usage(
+                    self._images,
+                    self._snapshots,
+                    self._volumes,
+                    images_in_use=self._images_in_use(),
+                    volumes_in_use=self._volumes_in_use(),
+                    running=self._tasks(),
+                )
+                result.disk_usage.usages.extend(usages)
             case "image_list":
                 usage = self._images.disk_usage()
                 result.image_list.images.extend(

@@ -182,7 +182,11 @@ NOUNS: Final[Mapping[str, Noun]] = {
     "system": Noun(
         "The system as a whole",
         "orch_cli.commands.system",
-        {"events": "Show what happens in the cluster", "version": "Show versions"},
+        {
+            "df": "Show what takes up the nodes' disks",
+            "events": "Show what happens in the cluster",
+            "version": "Show versions",
+        },
     ),
 }
 

@@ -516,6 +516,78 @@ class TaskStatsResult(_message.Message):
 Global___TaskStatsResult: _TypeAlias = TaskStatsResult  # noqa: Y015
 
 @_typing.final
+class DiskUsageCall(_message.Message):
+    """---- disk ------------------------------------------------------------------------------------------"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiskUsageCall: _TypeAlias = DiskUsageCall  # noqa: Y015
+
+@_typing.final
+class DiskUsage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    RECLAIMABLE_BYTES_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"Images", "Containers", "Local Volumes", "Build Cache", "Downloads" """
+    total: _builtins.int
+    active: _builtins.int
+    """Those that tasks use now."""
+    size_bytes: _builtins.int
+    """What is shared counts once."""
+    reclaimable_bytes: _builtins.int
+    """Of it, what would go if all that is not active went."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        total: _builtins.int = ...,
+        active: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        reclaimable_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "kind", b"kind", "reclaimable_bytes", b"reclaimable_bytes", "size_bytes", b"size_bytes", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiskUsage: _TypeAlias = DiskUsage  # noqa: Y015
+
+@_typing.final
+class DiskUsageResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def usages(self) -> _containers.RepeatedCompositeFieldContainer[Global___DiskUsage]: ...
+    def __init__(
+        self,
+        *,
+        usages: _abc.Iterable[Global___DiskUsage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["usages", b"usages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiskUsageResult: _TypeAlias = DiskUsageResult  # noqa: Y015
+
+@_typing.final
 class NodeCall(_message.Message):
     """---- small calls: question and answer on the session stream ----------------------------------------"""
 
@@ -530,6 +602,7 @@ class NodeCall(_message.Message):
     VOLUME_REMOVE_FIELD_NUMBER: _builtins.int
     TASK_STATS_FIELD_NUMBER: _builtins.int
     IMAGE_RESOLVE_FIELD_NUMBER: _builtins.int
+    DISK_USAGE_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     @_builtins.property
     def image_list(self) -> Global___ImageListCall: ...
@@ -547,6 +620,8 @@ class NodeCall(_message.Message):
     def task_stats(self) -> Global___TaskStatsCall: ...
     @_builtins.property
     def image_resolve(self) -> Global___ImageResolveCall: ...
+    @_builtins.property
+    def disk_usage(self) -> Global___DiskUsageCall: ...
     def __init__(
         self,
         *,
@@ -559,12 +634,13 @@ class NodeCall(_message.Message):
         volume_remove: Global___VolumeRemoveCall | None = ...,
         task_stats: Global___TaskStatsCall | None = ...,
         image_resolve: Global___ImageResolveCall | None = ...,
+        disk_usage: Global___DiskUsageCall | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "image_inspect", b"image_inspect", "image_list", b"image_list", "image_remove", b"image_remove", "image_resolve", b"image_resolve", "image_tag", b"image_tag", "task_stats", b"task_stats", "volume_list", b"volume_list", "volume_remove", b"volume_remove"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "disk_usage", b"disk_usage", "image_inspect", b"image_inspect", "image_list", b"image_list", "image_remove", b"image_remove", "image_resolve", b"image_resolve", "image_tag", b"image_tag", "task_stats", b"task_stats", "volume_list", b"volume_list", "volume_remove", b"volume_remove"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "call_id", b"call_id", "image_inspect", b"image_inspect", "image_list", b"image_list", "image_remove", b"image_remove", "image_resolve", b"image_resolve", "image_tag", b"image_tag", "task_stats", b"task_stats", "volume_list", b"volume_list", "volume_remove", b"volume_remove"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "call_id", b"call_id", "disk_usage", b"disk_usage", "image_inspect", b"image_inspect", "image_list", b"image_list", "image_remove", b"image_remove", "image_resolve", b"image_resolve", "image_tag", b"image_tag", "task_stats", b"task_stats", "volume_list", b"volume_list", "volume_remove", b"volume_remove"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["image_list", "image_inspect", "image_remove", "image_tag", "volume_list", "volume_remove", "task_stats", "image_resolve"]  # noqa: Y015
+    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["image_list", "image_inspect", "image_remove", "image_tag", "volume_list", "volume_remove", "task_stats", "image_resolve", "disk_usage"]  # noqa: Y015
     _WhichOneofArgType_call: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_call) -> _WhichOneofReturnType_call | None: ...
 
@@ -584,6 +660,7 @@ class NodeCallResult(_message.Message):
     VOLUME_REMOVE_FIELD_NUMBER: _builtins.int
     TASK_STATS_FIELD_NUMBER: _builtins.int
     IMAGE_RESOLVE_FIELD_NUMBER: _builtins.int
+    DISK_USAGE_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     @_builtins.property
     def error(self) -> Global___CallError:
@@ -605,6 +682,8 @@ class NodeCallResult(_message.Message):
     def task_stats(self) -> Global___TaskStatsResult: ...
     @_builtins.property
     def image_resolve(self) -> Global___ImageResolveResult: ...
+    @_builtins.property
+    def disk_usage(self) -> Global___DiskUsageResult: ...
     def __init__(
         self,
         *,
@@ -618,12 +697,13 @@ class NodeCallResult(_message.Message):
         volume_remove: Global___VolumeRemoveResult | None = ...,
         task_stats: Global___TaskStatsResult | None = ...,
         image_resolve: Global___ImageResolveResult | None = ...,
+        disk_usage: Global___DiskUsageResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "image_inspect", b"image_inspect", "image_list", b"image_list", "image_remove", b"image_remove", "image_resolve", b"image_resolve", "image_tag", b"image_tag", "result", b"result", "task_stats", b"task_stats", "volume_list", b"volume_list", "volume_remove", b"volume_remove"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["disk_usage", b"disk_usage", "error", b"error", "image_inspect", b"image_inspect", "image_list", b"image_list", "image_remove", b"image_remove", "image_resolve", b"image_resolve", "image_tag", b"image_tag", "result", b"result", "task_stats", b"task_stats", "volume_list", b"volume_list", "volume_remove", b"volume_remove"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "error", b"error", "image_inspect", b"image_inspect", "image_list", b"image_list", "image_remove", b"image_remove", "image_resolve", b"image_resolve", "image_tag", b"image_tag", "result", b"result", "task_stats", b"task_stats", "volume_list", b"volume_list", "volume_remove", b"volume_remove"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "disk_usage", b"disk_usage", "error", b"error", "image_inspect", b"image_inspect", "image_list", b"image_list", "image_remove", b"image_remove", "image_resolve", b"image_resolve", "image_tag", b"image_tag", "result", b"result", "task_stats", b"task_stats", "volume_list", b"volume_list", "volume_remove", b"volume_remove"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["image_list", "image_inspect", "image_remove", "image_tag", "volume_list", "volume_remove", "task_stats", "image_resolve"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["image_list", "image_inspect", "image_remove", "image_tag", "volume_list", "volume_remove", "task_stats", "image_resolve", "disk_usage"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 

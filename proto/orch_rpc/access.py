@@ -76,7 +76,7 @@ class Rule:
 # ---- what a request is about -----------------------------------------------------------------------
 
 _DEPLOYED: Final = frozenset({"service", "network", "secret", "config", "volume", "stack"})
-_QUESTIONS: Final = frozenset({"image_list", "image_inspect", "volume_list", "task_stats"})
+_QUESTIONS: Final = frozenset({"disk_usage", "image_list", "image_inspect", "volume_list", "task_stats"})
 
 
 def _kind_word(kind: ObjectKind.ValueType) -> str:

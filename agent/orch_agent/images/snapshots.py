@@ -62,6 +62,10 @@ class Snapshots:
             self.remove(task_id)
         return gone
 
+    def folders(self) -> tuple[Path, ...]:
+        """The folders of all tasks that have one, named by their ids."""
+        return tuple(self._tasks.iterdir())
+
     def wait_deleted(self, timeout_s: float) -> bool:
         """Wait until the trash is empty; False if it is not in time."""
         with self._wake:

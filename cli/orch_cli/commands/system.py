@@ -1,4 +1,4 @@
-"""``orch version`` and ``orch events``."""
+"""``orch version``, ``orch events`` and ``orch system df``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Coroutine, Mapping
 from typing import Any, Final
 
 from orch_cli.errors import EXIT_OK, CliError
+from orch_cli.output.listing import Listing, add_list_options, natural_key, print_listing
 from orch_cli.verbs import Verb
 from orch_proto.version import VERSION
 
@@ -77,7 +78,53 @@ async def _run_events(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+USAGES: Final = Listing(
+    columns=(
+        ("Node", "NODE"),
+        ("Type", "TYPE"),
+        ("Total", "TOTAL"),
+        ("Active", "ACTIVE"),
+        ("Size", "SIZE"),
+        ("Reclaimable", "RECLAIMABLE"),
+    ),
+    quiet="Size",
+)
+
+
+def _configure_df(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--node", default="", metavar="NODE", help="one node's disk; else of all nodes")
+    add_list_options(parser)
+
+
+async def _run_df(arguments: argparse.Namespace) -> int:
+    from orch_cli.commands.image import ask_nodes
+    from orch_cli.connection import control
+    from orch_cli.output.units import format_size
+    from orch_proto.node_pb2 import DiskUsageCall, NodeCall
+
+    async with control(arguments.host) as stub:
+        call = NodeCall(disk_usage=DiskUsageCall())
+        answers = await ask_nodes(stub, call, arguments.node, "measure the disks")
+    rows = []
+    for answer in sorted(answers, key=lambda one: natural_key(one.node_hostname)):
+        for usage in answer.result.disk_usage.usages:
+            share = f" ({100 * usage.reclaimable_bytes // usage.size_bytes}%)" if usage.size_bytes else ""
+            rows.append(
+                {
+                    "Node": answer.node_hostname or answer.node_id,
+                    "Type": usage.kind,
+                    "Total": str(usage.total),
+                    "Active": str(usage.active),
+                    "Size": format_size(usage.size_bytes),
+                    "Reclaimable": format_size(usage.reclaimable_bytes) + share,
+                }
+            )
+    print_listing(USAGES, rows, arguments)
+    return EXIT_OK
+
+
 VERBS: Final[Mapping[str, Verb]] = {
+    "df": Verb(_configure_df, _run_df),
     "version": Verb(_configure_version, _run_version),
     "events": Verb(_configure_events, _run_events),
 }
