@@ -152,11 +152,7 @@ def test_a_deploy_converges_though_the_leader_is_killed_in_the_middle(trio: Play
         time.sleep(chance.uniform(0.3, 1.0))  # anywhere between the request and the last container's start
         trio.kill("manager", leader)
         stdout, stderr = deploy.communicate(timeout=80)
-        assert "Traceback" not in stderr
-        if deploy.returncode != 0:
-            # Only where the answer was lost with the leader may the person have to repeat it.
-            assert "outcome" in stderr, (stdout, stderr)
-            trio.orch("deploy", "--name", "shop", trio.file(DEPLOYED.format(generation=generation)), node=follower)
+        assert deploy.returncode == 0, (stdout, stderr)
         tasks = trio.wait_running("shop_a", 6, limit_s=40)
         assert {task.slot for task in tasks} == set(range(1, 7))
         assert all(f": {generation};" in task.spec.container.args[-1] for task in tasks)

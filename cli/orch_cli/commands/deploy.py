@@ -128,11 +128,14 @@ def _author() -> str:
 
 
 async def _apply(stub: ControlAsyncStub, request: ApplyStackRequest, deadline: float) -> ApplyStackResponse:
-    """Applies the stack; repeats while no manager answers, which is safe as the same stack again changes nothing."""
+    """Applies the stack; repeats while no manager answers, or the answer was lost with the leader.
+
+    That is safe: the same stack again changes nothing.
+    """
     import asyncio
 
     from orch_cli.connection import calling
-    from orch_rpc.errors import Unavailable
+    from orch_rpc.errors import OutcomeUnknown, Unavailable
 
     pause_s = 0.05
     give_up = min(deadline, time.monotonic() + APPLY_TIMEOUT_S)
@@ -140,7 +143,7 @@ async def _apply(stub: ControlAsyncStub, request: ApplyStackRequest, deadline: f
         try:
             with calling(f"deploy the stack {request.spec.name}"):
                 return await stub.ApplyStack(request, timeout=APPLY_TIMEOUT_S, wait_for_ready=False)
-        except Unavailable:
+        except (OutcomeUnknown, Unavailable):
             if time.monotonic() + pause_s >= give_up:
                 raise
             await asyncio.sleep(pause_s)
