@@ -398,8 +398,8 @@ def read_options(arguments: list[str]) -> Options:
         default=allowed_by_environment(os.environ),
         type=_policy,
         metavar="POLICY",
-        help="what containers may have beyond their walls: privileged, host-network, device:/dev/NAME, bind:/PATH; "
-        f"may be repeated; else what {ALLOW_VARIABLE} has, with spaces between",
+        help="what containers may have beyond their walls: privileged, host-network, seccomp, device:/dev/NAME, "
+        f"bind:/PATH; may be repeated; else what {ALLOW_VARIABLE} has, with spaces between",
     )
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     # How the half outside of the namespaces tells the one inside that it is there.

@@ -96,6 +96,13 @@ class CapabilityPlan(TypedDict):
     ambient: int
 
 
+class FilterPlan(TypedDict):
+    """A filter of system calls: instructions for the kernel in base64, and flags of seccomp(2)."""
+
+    program: str
+    flags: int
+
+
 class ProcessPlan(TypedDict):
     """The program and its confinement."""
 
@@ -106,6 +113,7 @@ class ProcessPlan(TypedDict):
     capabilities: CapabilityPlan
     no_new_privileges: bool
     rlimits: list[list[int]]
+    seccomp: FilterPlan | None
 
 
 class LimitsPlan(TypedDict, total=False):

@@ -1,7 +1,8 @@
 """What a container asks of a node beyond its own walls, and whether the node's policy allows it.
 
 One rule for the plan, the scheduler and the agent. What is asked for and what is allowed are the same words:
-``privileged``, ``host-network``, ``device:/dev/fuse``, ``bind:/etc``. A policy for a path allows what lies below it as
+``privileged``, ``host-network``, ``seccomp`` (a filter of system calls of its own, or none), ``device:/dev/fuse``,
+``bind:/etc``. A policy for a path allows what lies below it as
 well; a node that allows ``privileged`` allows everything, since nothing keeps such a container from anything.
 """
 
@@ -16,6 +17,7 @@ from orch_proto.types_pb2 import MountType
 
 PRIVILEGED: Final = "privileged"
 HOST_NETWORK: Final = "host-network"
+SECCOMP: Final = "seccomp"
 DEVICE: Final = "device:"
 BIND: Final = "bind:"
 #: Folders that hold the node's own programs, settings, secrets and control sockets.
@@ -34,6 +36,8 @@ def wanted(container: ContainerSpec) -> tuple[str, ...]:
         words.append(PRIVILEGED)
     if container.namespaces.network == "host":
         words.append(HOST_NETWORK)
+    if container.privileges.seccomp:
+        words.append(SECCOMP)
     words += [f"{DEVICE}{posixpath.normpath(device.host_path)}" for device in container.devices]
     words += [
         f"{BIND}{posixpath.normpath(mount.source)}"
@@ -60,12 +64,12 @@ def first_refused(asked: Collection[str], policies: Collection[str]) -> str:
 
 def check_policy(word: str) -> str:
     """Why a word is no policy; empty when it is one."""
-    if word in (PRIVILEGED, HOST_NETWORK):
+    if word in (PRIVILEGED, HOST_NETWORK, SECCOMP):
         return ""
     kind, _, path = word.partition(":")
     if f"{kind}:" in (DEVICE, BIND) and path.startswith("/"):
         return ""
-    return f"{word!r} is no policy; write {PRIVILEGED}, {HOST_NETWORK}, {DEVICE}/dev/NAME or {BIND}/PATH"
+    return f"{word!r} is no policy; write {PRIVILEGED}, {HOST_NETWORK}, {SECCOMP}, {DEVICE}/dev/NAME or {BIND}/PATH"
 
 
 def _allowed(word: str, policies: Collection[str]) -> bool:

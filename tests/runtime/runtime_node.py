@@ -21,6 +21,7 @@ from orch_runtime.protocol import ContainerState, ExitEvent
 BUSYBOX = "/usr/bin/busybox"
 APPLETS = [
     "sh",
+    "unshare",
     "ls",
     "cat",
     "sleep",

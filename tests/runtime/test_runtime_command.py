@@ -69,9 +69,12 @@ def test_errors_for_people(node: RuntimeNode, tmp_path: Path) -> None:
     assert missing.returncode == 1
     assert "config.json" in missing.stderr
     config = default_config(args=["true"])
-    config["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW"}
+    config["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}
     refused = _command(node, "run", "-b", _bundle(node, tmp_path / "b", config), "x")
-    assert refused.stderr == "orch-runtime: linux.seccomp: is not supported by this runtime\n"
+    assert (
+        refused.stderr
+        == "orch-runtime: linux.seccomp.listenerPath: user notification is not supported by this runtime\n"
+    )
     unknown = _bundle(node, tmp_path / "c", default_config(args=["nope"]))
     assert _command(node, "run", "-b", unknown, "x").returncode == 127
     nobody = subprocess.run(

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from orch_runtime.client import RuntimeClient
+from orch_runtime.config import DEFAULT_CAPABILITIES
+from orch_runtime.config.default_seccomp import default_profile
+from orch_runtime.config.seccomp_profile import Host, resolve_profile
 from orch_runtime.errors import KernelError, StartFailed
-from runtime.runtime_node import RuntimeNode
+from runtime.runtime_node import RuntimeNode, wait_for
 
 
 def _shell(node: RuntimeNode, client: RuntimeClient, script: str, **options: Any) -> str:
@@ -192,3 +195,30 @@ def test_many_layers(node: RuntimeNode, client: RuntimeClient) -> None:
         (layer / f"f{number}").write_text("")
         layers.append(str(layer))
     assert _shell(node, client, "ls -d /f* | wc -l", lower=layers).strip() == "60"
+
+
+@pytest.mark.parametrize(
+    ("name", "gains", "options"),
+    [("plain", False, {}), ("init", False, {"init": True}), ("user", False, {"user": "web"}), ("gains", True, {})],
+)
+def test_default_filter_of_system_calls(
+    node: RuntimeNode, client: RuntimeClient, name: str, *, gains: bool, options: dict[str, Any]
+) -> None:
+    """The program, and commands that enter, run under the filter, as whoever and with or without new privileges."""
+
+    def filtered(config: dict[str, Any]) -> None:
+        config["linux"]["seccomp"] = resolve_profile(default_profile(), DEFAULT_CAPABILITIES, Host.here())
+        config["process"]["noNewPrivileges"] = not gains
+
+    script = "grep -E '^Seccomp|NoNew' /proc/self/status; unshare -m true; mount -t tmpfs t /tmp; sleep 100"
+    client.run(node.plan(["sh", "-c", script], container_id=name, change=filtered, **options))
+    wait_for(lambda: "mount:" in node.output(name), "the program's output")
+    output = node.output(name)
+    assert f"NoNewPrivs:\t{int(not gains)}" in output
+    assert "Seccomp:\t2" in output
+    assert "Seccomp_filters:\t1" in output or "Seccomp_filters" not in output
+    assert output.count("Operation not permitted") + output.count("permission denied") >= 2, output
+    entered = client.exec(name, ["sh", "-c", "grep ^Seccomp: /proc/self/status; unshare -m true"])
+    assert "Seccomp:\t2" in entered.output
+    assert "Operation not permitted" in entered.output
+    client.delete(name, force=True)

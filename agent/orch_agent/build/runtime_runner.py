@@ -19,7 +19,9 @@ from orch_agent.build.errors import BuildError
 from orch_agent.build.runner import Output, StepCommand, StepMount
 from orch_agent.images.merged import MergedTree, PathProblem
 from orch_runtime.client import RuntimeClient
-from orch_runtime.config import DEFAULT_MOUNTS, compile_config, default_config
+from orch_runtime.config import DEFAULT_CAPABILITIES, DEFAULT_MOUNTS, compile_config, default_config
+from orch_runtime.config.default_seccomp import default_profile
+from orch_runtime.config.seccomp_profile import Host, resolve_profile
 from orch_runtime.errors import RuntimeFailure, Unavailable
 from orch_runtime.plan import OverlayRootfs, Plan
 from orch_runtime.protocol import STATUS_EXITED, ContainerState
@@ -152,6 +154,7 @@ def _plan(command: StepCommand, container_id: str) -> Plan:
         if Path(path).exists()
     ]
     config["mounts"] += [_mount_entry(mount) for mount in command.mounts]
+    config["linux"]["seccomp"] = resolve_profile(default_profile(), DEFAULT_CAPABILITIES, Host.here())
     rootfs = OverlayRootfs(command.lower_dirs, command.upper_dir, command.work_dir)
     return compile_config(config, rootfs=rootfs, container_id=container_id, user=command.user or None)
 

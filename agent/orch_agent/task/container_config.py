@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import marshal
 import resource
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -17,6 +18,9 @@ from orch_proto import specs_pb2 as specs
 from orch_proto import types_pb2 as types
 from orch_runtime.capabilities import NUMBERS
 from orch_runtime.config import DEFAULT_CAPABILITIES, DEFAULT_SYSCTLS, default_config
+from orch_runtime.config.default_seccomp import default_profile
+from orch_runtime.config.seccomp_profile import UNCONFINED, Host, read_profile, resolve_profile
+from orch_runtime.errors import InvalidConfig
 
 CPU_PERIOD_US = 100_000
 _UNLIMITED = (1 << 64) - 1
@@ -58,6 +62,7 @@ def container_config(
     config["annotations"] = dict(spec.oci_annotations)
     config["mounts"] = [*_with_shm(config["mounts"], spec, mounts), *mounts]
     config["linux"]["resources"].update(resources(limits, task.spec.resources.reservations))
+    config["linux"]["seccomp"] = seccomp(spec.privileges.seccomp, config["process"]["capabilities"]["bounding"])
     return config
 
 
@@ -91,6 +96,25 @@ def _capability(name: str) -> str:
             f"capability {name} does not exist; see capabilities(7) for the names", types.FAILURE_REASON_START
         )
     return full
+
+
+def seccomp(profile: str, held: Sequence[str]) -> dict[str, Any] | None:
+    """The filter of system calls: of a profile (JSON), the default one for "", none for "unconfined".
+
+    Raises:
+        TaskFailure: the profile cannot be read.
+    """
+    if profile == UNCONFINED:
+        return None
+    try:
+        return marshal.loads(_seccomp(profile, tuple(held)))  # type: ignore[no-any-return] # noqa: S302 -- written below
+    except InvalidConfig as error:
+        raise TaskFailure(f"security_opt: {error}", types.FAILURE_REASON_START) from error
+
+
+@lru_cache(maxsize=64)
+def _seccomp(profile: str, held: tuple[str, ...]) -> bytes:
+    return marshal.dumps(resolve_profile(read_profile(profile) if profile else default_profile(), held, Host.here()))
 
 
 def rlimits(ulimits: Sequence[types.Ulimit]) -> list[dict[str, Any]]:

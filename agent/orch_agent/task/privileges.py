@@ -60,9 +60,9 @@ def open_up(config: dict[str, Any], task: objects.Task) -> None:
     spec = task.spec.container
     linux = config["linux"]
     devices = [device for mapping in spec.devices for device in _mapped(mapping)]
-    if spec.privileges.privileged or spec.privileges.seccomp == "unconfined":
-        linux.pop("seccomp", None)
     if spec.privileges.privileged:
+        if not spec.privileges.seccomp:
+            linux.pop("seccomp", None)
         config["process"]["noNewPrivileges"] = False
         mine = own_capabilities()
         sets = config["process"]["capabilities"]

@@ -205,6 +205,7 @@ def _become_container(prepared: Prepared, plan: Plan, fds: list[int]) -> None:
     if not plan["init"]:
         os.setsid()
     identity.become(process, uid, gid, groups, prepared.last_capability)
+    identity.filter_calls_at_last(process)
 
     def start_program() -> None:
         execute.reset_signals()

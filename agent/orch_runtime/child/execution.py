@@ -64,6 +64,7 @@ def run_exec_child(  # noqa: PLR0917 -- called once, in a fork
         watcher.register(status, 0)
         if watcher.poll(0):
             os._exit(137)
+        identity.filter_calls_at_last(process)
         execute.reset_signals()
         execute.execute(process["args"], env)
     except SetupFailed as error:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import binascii
 import os
 import resource
 import stat
 
 from orch_runtime.child.failure import SetupFailed
 from orch_runtime.kernel import process as kernel
+from orch_runtime.kernel.seccomp import load_filter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -101,7 +103,12 @@ def set_rlimits(rlimits: list[list[int]], warnings: list[str]) -> None:
 
 
 def become(process: ProcessPlan, uid: int, gid: int, groups: list[int], last_capability: int) -> None:
-    """Take on user, groups and capabilities; in the kernel's order: groups, gid, uid, then what that left."""
+    """Take on user, groups and capabilities; in the kernel's order: groups, gid, uid, then what that left.
+
+    A filter of system calls that needs a privilege to be loaded, for want of no_new_privileges, comes first.
+    """
+    if not process["no_new_privileges"]:
+        _filter_calls(process)
     masks = process["capabilities"]
     kernel.drop_bounding(masks["bounding"], last_capability)
     os.setgroups(groups)
@@ -122,3 +129,15 @@ def become(process: ProcessPlan, uid: int, gid: int, groups: list[int], last_cap
     if process["no_new_privileges"]:
         kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     os.umask(process["user"]["umask"])
+
+
+def filter_calls_at_last(process: ProcessPlan) -> None:
+    """Go under the filter of system calls, unless `become` did so: the less there is to do after it, the better."""
+    if process["no_new_privileges"]:
+        _filter_calls(process)
+
+
+def _filter_calls(process: ProcessPlan) -> None:
+    given = process.get("seccomp")  # plans of older containers have none
+    if given is not None:
+        load_filter(binascii.a2b_base64(given["program"]), given["flags"])

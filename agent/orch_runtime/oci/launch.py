@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from orch_runtime.capabilities import last_capability
+from orch_runtime.config.seccomp import compile_filter
 from orch_runtime.errors import InvalidConfig, KernelError, RuntimeFailure, StartFailed, WrongState
 from orch_runtime.oci import init
 from orch_runtime.oci.cgroup import ContainerCgroup
 from orch_runtime.oci.hooks import run_hooks, run_hooks_leniently
 from orch_runtime.oci.program import drop_missing_capabilities
-from orch_runtime.oci.seccomp import compile_filter
 from orch_runtime.oci.spec import ContainerSpec, IdMap, read_spec
 from orch_runtime.oci.state import CONFIG_FILE, START_SOCKET, Record, Store, oci_state, process_state
 

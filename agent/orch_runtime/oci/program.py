@@ -11,7 +11,7 @@ from orch_runtime.child.failure import CANNOT_EXECUTE, NOT_FOUND, SetupFailed
 from orch_runtime.errors import KernelError
 from orch_runtime.kernel import calls
 from orch_runtime.kernel import process as kernel
-from orch_runtime.oci.seccomp import load_filter
+from orch_runtime.kernel.seccomp import load_filter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -143,6 +143,7 @@ def read_process_spec(document: object, path: str = "process", unknown: list[str
         "capabilities": read_capabilities_or_none(process),
         "no_new_privileges": process.boolean("noNewPrivileges"),
         "rlimits": read_rlimits(process),
+        "seccomp": None,  # this runtime compiles and loads it itself
     }
     spec = ProcessSpec(
         plan=plan,

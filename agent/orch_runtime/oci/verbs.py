@@ -210,9 +210,9 @@ def _exec_process(arguments: argparse.Namespace, config: dict[str, Any]) -> dict
 
 
 def _exec(arguments: argparse.Namespace, log: Log) -> int:
+    from orch_runtime.config.seccomp import compile_filter  # noqa: PLC0415
     from orch_runtime.oci.execution import ExecRequest, execute_in  # noqa: PLC0415 -- start-up time of create
     from orch_runtime.oci.program import drop_missing_capabilities  # noqa: PLC0415
-    from orch_runtime.oci.seccomp import compile_filter  # noqa: PLC0415
     from orch_runtime.oci.spec import read_process_spec  # noqa: PLC0415
 
     preserved = _preserved(arguments)
@@ -381,7 +381,8 @@ def _events(arguments: argparse.Namespace, log: Log) -> int:  # noqa: ARG001 -- 
 
 def _features(arguments: argparse.Namespace, log: Log) -> int:  # noqa: ARG001 -- as all verbs
     from orch_runtime.capabilities import NUMBERS, last_capability  # noqa: PLC0415 -- start-up time of the others
-    from orch_runtime.oci import mount_options, seccomp, spec  # noqa: PLC0415
+    from orch_runtime.config import seccomp  # noqa: PLC0415
+    from orch_runtime.oci import mount_options, spec  # noqa: PLC0415
 
     document = {
         "ociVersionMin": "1.0.0",

@@ -371,7 +371,11 @@ SERVICE: Final[Table] = {
     "runtime": warn("orch has one runtime, its own"),
     "scale": yes(note="as deploy.replicas; two different values are an error"),
     "secrets": yes(Shape.LIST | Shape.ENTRIES, children=FILE_USE, merge=Merge.BY_TARGET),
-    "security_opt": yes(Shape.LIST, "no-new-privileges (on by default); seccomp, apparmor, label: see the messages"),
+    "security_opt": yes(
+        Shape.LIST,
+        "no-new-privileges (on by default); seccomp=unconfined or seccomp=FILE in Docker's format, on nodes that allow "
+        "it: `orchd --allow seccomp`; apparmor, label: a warning",
+    ),
     "shm_size": yes(),
     "stdin_open": yes(note="false; true is not supported yet"),
     "stop_grace_period": yes(note="default 10s"),

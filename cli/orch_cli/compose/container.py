@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from orch_cli.compose.view import View, variable_hint
 from orch_proto.specs_pb2 import ContainerSpec
 from orch_proto.types_pb2 import HealthConfig, HostEntry, Privileges, Ulimit
 
+#: The node's own bound is the same (orch_runtime.config.seccomp_profile).
+MAX_PROFILE_BYTES: Final = 128 << 10
 CAPABILITIES: Final = frozenset(
     [
         "AUDIT_CONTROL",
@@ -122,7 +125,7 @@ def read_container(service: View, image: str, project: Project) -> ContainerSpec
         sysctls=_sysctls(service),
         ulimits=_ulimits(service),
         pull_policy=_pull_policy(service),
-        privileges=_privileges(service),
+        privileges=_privileges(service, project),
         devices=read_devices(service),
     )
     if stop_grace_ms is not None:
@@ -382,7 +385,7 @@ def _pull_policy(service: View) -> str:
     return ""
 
 
-def _privileges(service: View) -> Privileges | None:
+def _privileges(service: View, project: Project) -> Privileges | None:
     """What ``privileged`` and ``security_opt`` ask for."""
     result = Privileges(privileged=service.boolean("privileged") or False)
     for word in service.unique_words("security_opt"):
@@ -396,13 +399,34 @@ def _privileges(service: View) -> Privileges | None:
         elif name == "seccomp" and value == "unconfined":
             result.seccomp = "unconfined"
         elif name == "seccomp":
-            service.error(
-                "security_opt", "seccomp profiles are not supported yet", "the task would run without it", "remove it"
-            )
+            result.seccomp = _seccomp_profile(service, value, project)
         else:
             known = ("no-new-privileges", "seccomp", "apparmor", "label", "systempaths")
             service.error("security_opt", f"{word!r} is not known", f"known: {', '.join(known)}", nearest(name, known))
     return result if result.ByteSize() else None
+
+
+def _seccomp_profile(service: View, name: str, project: Project) -> str:
+    """The text of a profile, without its blanks; what is wrong in its rules is told by the node."""
+    full = project.path(name) if name else ""
+    try:
+        data = project.read_file(full, MAX_PROFILE_BYTES) if full else b""
+    except OSError as error:
+        service.error("security_opt", f"cannot read the seccomp profile {full}", error.strerror or str(error))
+        return ""
+    hint = "name a file in Docker's format, or unconfined"
+    if len(data) > MAX_PROFILE_BYTES:
+        service.error("security_opt", f"{full} is too large", f"the limit is {MAX_PROFILE_BYTES} bytes")
+        return ""
+    try:
+        profile = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        service.error("security_opt", f"{full or 'an empty name'} is no seccomp profile", f"no JSON: {error}", hint)
+        return ""
+    if not isinstance(profile, dict) or not isinstance(profile.get("defaultAction"), str):
+        service.error("security_opt", f"{full} is no seccomp profile", "it has no defaultAction", hint)
+        return ""
+    return json.dumps(profile, separators=(",", ":"))
 
 
 def _hosts(service: View) -> list[HostEntry]:

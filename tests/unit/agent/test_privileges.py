@@ -105,15 +105,40 @@ def test_privileged_is_everything_and_its_absence_nothing() -> None:
 
 @pytest.mark.parametrize("asked", ["privileged", "seccomp"])
 def test_no_filter_of_system_calls_where_none_is_asked_for(asked: str) -> None:
-    """A privileged task, and one that asks for seccomp=unconfined, have no filter; another one keeps the default."""
+    """A privileged task, and one that asks for seccomp=unconfined, have no filter; another one has the default."""
     task = Task()
     config = container_config(task, ImageConfig(), ["sh"], [], NODE)
-    config["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ERRNO"}
     open_up(config, task)
-    assert "seccomp" in config["linux"]
+    assert config["linux"]["seccomp"]["defaultAction"] == "SCMP_ACT_ERRNO"
     if asked == "privileged":
         task.spec.container.privileges.privileged = True
     else:
         task.spec.container.privileges.seccomp = "unconfined"
+    config = container_config(task, ImageConfig(), ["sh"], [], NODE)
     open_up(config, task)
-    assert "seccomp" not in config["linux"]
+    assert config["linux"].get("seccomp") is None
+
+
+def test_a_profile_of_the_services_own() -> None:
+    """It takes the default's place, also in a privileged container; one that cannot be read names the place."""
+    task = Task()
+    task.spec.container.privileges.seccomp = '{"defaultAction": "SCMP_ACT_ALLOW"}'
+    task.spec.container.privileges.privileged = True
+    config = container_config(task, ImageConfig(), ["sh"], [], NODE)
+    open_up(config, task)
+    assert config["linux"]["seccomp"]["defaultAction"] == "SCMP_ACT_ALLOW"
+    for text, where in (("[]", "seccomp: must be"), ("{", "JSON"), ('{"defaultAction": "a", "rules": [1]}', "rules")):
+        task.spec.container.privileges.seccomp = text
+        with pytest.raises(TaskFailure, match=where):
+            container_config(task, ImageConfig(), ["sh"], [], NODE)
+
+
+def test_leaving_the_default_filter_needs_the_nodes_policy() -> None:
+    """The word is seccomp, for none and for one of the service's own; the default asks for nothing."""
+    container = ContainerSpec()
+    assert privileges.wanted(container) == ()
+    container.privileges.seccomp = "unconfined"
+    assert privileges.wanted(container) == ("seccomp",)
+    assert privileges.first_refused(["seccomp"], ()) == "seccomp"
+    assert privileges.first_refused(["seccomp"], ("seccomp",)) == ""
+    assert privileges.check_policy("seccomp") == ""

@@ -82,7 +82,6 @@ def test_every_problem_is_told_at_once() -> None:
         "volumes_from: [x]",
         "deploy: {resources: {reservations: {devices: [{capabilities: [gpu]}]}}}",
         "hostname: '{{.Node.Hostname}}'",
-        "security_opt: [seccomp=x.json]",
     ],
 )
 def test_what_orch_does_not_do_is_refused(text: str) -> None:

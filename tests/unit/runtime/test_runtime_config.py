@@ -68,7 +68,7 @@ def test_bind_below_a_stage_keeps_its_place() -> None:
     ("change", "where", "what"),
     [
         (lambda c: c.update(hooks={"prestart": [{}]}), "hooks", "not supported"),
-        (lambda c: c["linux"].update(seccomp={"defaultAction": "x"}), "linux.seccomp", "not supported"),
+        (lambda c: c["linux"].update(seccomp={"defaultAction": "x"}), "linux.seccomp.defaultAction", "not supported"),
         (lambda c: c["process"].update(terminal=True), "process.terminal", "not supported"),
         (lambda c: c["process"].update(args=[]), "process.args", "must name a program"),
         (lambda c: c["process"].update(args="true"), "process.args", "must be a list"),

@@ -1,16 +1,15 @@
-"""`linux.seccomp` to a BPF program, compiled by libseccomp (which runc, crun and systemd use), and loading it."""
+"""`linux.seccomp` to a BPF program, compiled by libseccomp (which runc, crun and systemd use)."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import os
-import struct
 from collections.abc import Mapping
 
+from orch_runtime.config.filter_compaction import compact
 from orch_runtime.config.reader import Reader
-from orch_runtime.errors import InvalidConfig, KernelError, Refused
-from orch_runtime.kernel import calls
+from orch_runtime.errors import InvalidConfig, Refused
 
 _LIBRARY = "libseccomp.so.2"
 # include/uapi/linux/seccomp.h
@@ -41,8 +40,6 @@ _FLAGS = {
 }
 _ATTRIBUTE_NO_NEW_PRIVILEGES, _ATTRIBUTE_OPTIMIZE, _BINARY_TREE = 3, 8, 2
 _UNKNOWN_SYSCALL = -1
-_SYS_SECCOMP = {"x86_64": 317, "aarch64": 277, "riscv64": 277}[os.uname().machine]
-_SET_MODE_FILTER = 1
 _U64 = (1 << 64) - 1
 
 
@@ -155,28 +152,11 @@ def compile_filter(document: Mapping[str, object], path: str = "linux.seccomp") 
         try:
             if library.seccomp_export_bpf(context, fd) < 0:
                 raise InvalidConfig(path, "libseccomp cannot make a program of it")
-            return os.pread(fd, os.fstat(fd).st_size, 0), flags
+            return compact(os.pread(fd, os.fstat(fd).st_size, 0)), flags
         finally:
             os.close(fd)
     finally:
         library.seccomp_release(context)
-
-
-_seccomp = calls.syscall(calls.c_uint, calls.c_uint, calls.c_void_p)
-
-
-def load_filter(program: bytes, flags: int) -> None:
-    """Put this process under a filter; needs no_new_privs or CAP_SYS_ADMIN.
-
-    Raises:
-        KernelError: the kernel refuses.
-    """
-    instructions = ctypes.create_string_buffer(program, len(program))
-    header = ctypes.create_string_buffer(struct.pack("=H6xQ", len(program) // 8, ctypes.addressof(instructions)), 16)
-    if _seccomp(_SYS_SECCOMP, _SET_MODE_FILTER, flags, ctypes.addressof(header)) < 0:
-        number = ctypes.get_errno()
-        needs = "needs no_new_privs or CAP_SYS_ADMIN" if number == errno.EACCES else ""
-        raise KernelError("seccomp", number, needs)
 
 
 def features() -> dict[str, object]:
