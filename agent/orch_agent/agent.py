@@ -16,6 +16,7 @@ import grpc
 from orch_agent.calls import NodeCalls
 from orch_agent.description import describe_node
 from orch_agent.errors import LinkLost, LinkRefused
+from orch_agent.image_peers import ImagePeers
 from orch_agent.image_pulls import ImagePulls
 from orch_agent.image_workers import ImageWorkers
 from orch_agent.images.snapshots import Snapshots
@@ -130,6 +131,9 @@ class Agent:
         self._network = NetworkSync(self._network_link, here, self._attached_tasks, forwarded=is_rootless)
         self._stats = StatsReader(self._runtime)
         workers = ImageWorkers()
+        peers = ImagePeers(
+            membership.node_id, self._images, workers, places.state_dir / "uploads", lambda: self._session.channel
+        )
         self._preparation = Preparation(
             node=self._node,
             held=self._held,
@@ -141,6 +145,7 @@ class Agent:
             log_folder=places.state_dir / "logs",
             host_gateway=membership.host,
             pull=ImagePulls(workers, self._images.root).pull,
+            fetch=peers.fetch,
             policies=places.policies,
         )
         self._managers = ManagerLine(membership.managers)
@@ -161,6 +166,7 @@ class Agent:
             scratch=places.state_dir / "uploads",
             runtime_socket=places.runtime_root / "runtime.sock",
             workers=workers,
+            peers=peers,
         )
         self._calls = NodeCalls(
             node=self._node,

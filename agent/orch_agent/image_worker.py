@@ -1,4 +1,4 @@
-"""A process of its own for the heavy work on images: pull, push, load, import, build.
+"""A process of its own for the heavy work on images: pull, push, load, save, import, build.
 
 Reads one JSON object from standard input, writes events as JSON lines to standard output: ``{"progress": …}`` any
     number of times, then ``{"images": [ids]}`` or ``{"error": …, "code": …}``. It ends when asked to by SIGTERM,
@@ -25,9 +25,11 @@ from orch_agent.images.compression import opened
 from orch_agent.images.errors import ImageError, ImageNotFound, InvalidReference
 from orch_agent.images.extract import Extractor
 from orch_agent.images.limits import DEFAULT_UNPACK_LIMITS
+from orch_agent.images.model import ImageInfo
 from orch_agent.images.registry.errors import NotInRegistry
 from orch_agent.images.registry.pull import pull
 from orch_agent.images.registry.push import push
+from orch_agent.images.saving import Saving
 from orch_agent.images.store import ImageStore
 from orch_agent.images.tarstream import TarStream
 
@@ -89,19 +91,27 @@ def _fetch(store: ImageStore, name: str) -> None:
 
 def _work(wish: dict[str, Any]) -> list[str]:
     store = ImageStore(Path(wish["root"]))
+    images: list[ImageInfo]
     match wish["work"]:
         case "pull":
-            return [pull(store, wish["reference"], lambda text: _say(progress=text)).id]
+            images = [pull(store, wish["reference"], lambda text: _say(progress=text))]
         case "push":
-            return [push(store, wish["reference"], lambda text: _say(progress=text)).id]
+            images = [push(store, wish["reference"], lambda text: _say(progress=text))]
+        case "save":
+            with Path(wish["archive"]).open("wb") as archive:
+                saving = Saving(store, archive.write, leave_out=wish["leave_out"], made_here=wish["made_here"])
+                images = saving.save(wish["references"])
+        case "accept":
+            images = [store.accept(Path(wish["upload"]), wish["image_id"], wish["reference"])]
         case "load":
-            return [image.id for image in store.load(Path(wish["upload"]))]
+            images = list(store.load(Path(wish["upload"])))
         case "import":
-            return [store.import_rootfs(Path(wish["upload"]), wish["reference"], changes=wish["changes"]).id]
+            images = [store.import_rootfs(Path(wish["upload"]), wish["reference"], changes=wish["changes"])]
         case "build":
             return _build(store, wish, Path(wish["upload"]))
         case other:
             raise ImageError(f"this node does not know the work {other!r}; upgrade it")
+    return [image.id for image in images]
 
 
 def main() -> None:

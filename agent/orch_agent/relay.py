@@ -19,13 +19,14 @@ from orch_agent.calls import call_error, image_summary
 from orch_agent.containers.caller import LAST_WORD_WAIT_S
 from orch_agent.containers.service import KINDS, ContainerCalls
 from orch_agent.errors import RelayFailed
+from orch_agent.image_peers import ImagePeers, archive_pipe, pieces
 from orch_agent.image_workers import ImageWorkers, events_of
 from orch_agent.images.store import ImageStore
 from orch_agent.task.controller import TaskController
 from orch_agent.task.preparation import Preparation
 from orch_agent.task.templates import NodeFacts
+from orch_proto import defaults, dispatcher_pb2_grpc
 from orch_proto import dispatcher_pb2 as dispatcher
-from orch_proto import dispatcher_pb2_grpc
 from orch_proto import node_pb2 as calls
 from orch_rpc import logs
 
@@ -47,6 +48,7 @@ class RelayServer:
         scratch: folder for uploads.
         runtime_socket: for the steps of a build.
         workers: do the heavy work on images.
+        peers: fetches images from other nodes.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class RelayServer:
         scratch: Path,
         runtime_socket: Path,
         workers: ImageWorkers,
+        peers: ImagePeers,
     ) -> None:
         self._node = node
         self._images = images
@@ -67,6 +70,7 @@ class RelayServer:
         self._scratch = scratch
         self._runtime_socket = runtime_socket
         self._workers = workers
+        self._peers = peers
         self._containers = ContainerCalls(runtime_socket, controllers, preparation.log_path)
 
     async def serve(self, relay_id: str, channel: grpc.aio.Channel) -> None:
@@ -110,6 +114,12 @@ class RelayServer:
                 await self._serve_image_work(stream, {"work": "pull", "reference": call.image_pull.reference})
             case "image_push":
                 await self._serve_image_work(stream, {"work": "push", "reference": call.image_push.reference})
+            case "image_save":
+                await self._serve_image_save(call.image_save, stream)
+            case "image_fetch":
+                await self._peers.fetch(call.image_fetch.reference, call.image_fetch.image_id)
+                fetched = image_summary(self._images.resolve(call.image_fetch.image_id), self._node)
+                await _say(stream, calls.RelayOutput(result=calls.RelayResult(images=[fetched])))
             case "image_import":
                 changes = list(call.image_import.changes)
                 wish: dict[str, object] = {
@@ -198,6 +208,33 @@ class RelayServer:
                 wish = {**wish, "root": str(self._images.root), "upload": upload.name}
                 async for event in events_of(worker, wish):
                     await self._tell_image_event(stream, event)
+
+    async def _serve_image_save(self, call: calls.ImageSaveCall, stream: _Stream) -> None:
+        """Has a process of its own write the archive, and passes it on as it comes."""
+        self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        async with self._workers.worker() as worker, archive_pipe(self._scratch) as (path, reader):
+
+            async def pass_on() -> None:
+                async for data in pieces(reader):
+                    await _say(stream, calls.RelayOutput(data=data))
+
+            passing = asyncio.create_task(pass_on(), name="image-save")
+            try:
+                wish: dict[str, object] = {
+                    "work": "save",
+                    "references": list(call.references),
+                    "leave_out": list(call.chains_here)[: defaults.FETCH_CHAINS_MAX],
+                    "made_here": call.made_here,
+                    "root": str(self._images.root),
+                    "archive": path,
+                }
+                async for event in events_of(worker, wish):
+                    if "images" in event:
+                        await passing  # the archive ends before the result
+                    await self._tell_image_event(stream, event)
+            finally:
+                passing.cancel()
+                await asyncio.gather(passing, return_exceptions=True)
 
     async def _tell_image_event(self, stream: _Stream, event: dict[str, object]) -> None:
         if "progress" in event:

@@ -101,6 +101,7 @@ class Session:
         self._node_id = node_id
         self._managers = managers
         self._dial = dial
+        self._channel: grpc.aio.Channel | None = None
         self._describe = describe
         self._reporter = reporter
         self._handler = handler
@@ -179,6 +180,11 @@ class Session:
             return False
         return True
 
+    @property
+    def channel(self) -> grpc.aio.Channel | None:
+        """The way to the manager that the session is with; None while there is none."""
+        return self._channel
+
     async def _one_session(self, address: str) -> None:
         try:
             channel = self._dial(address)
@@ -188,11 +194,13 @@ class Session:
         broken: _SessionBroken | None = None
         try:
             await self._attach(stream)
+            self._channel = channel
             await self._serve(stream, channel)
         except* (grpc.aio.AioRpcError, OutOfStep, _SessionBroken) as errors:
             # Raised in here, the exception would leave wrapped in a group, and end the daemon.
             broken = _SessionBroken(_reason(errors), _leader(errors))
         finally:
+            self._channel = None
             stream.cancel()
         if broken is not None:
             raise broken

@@ -114,6 +114,7 @@ NOUNS: Final[Mapping[str, Noun]] = {
             "pull": "Fetch an image from its registry",
             "push": "Send an image to its registry",
             "load": "Load images from an archive",
+            "save": "Write images to an archive, as docker save does",
             "import": "Make an image from the tar of a root file system",
             "build": "Build an image from a Dockerfile",
             "inspect": "Show everything about images",

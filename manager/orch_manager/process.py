@@ -41,6 +41,8 @@ from orch_manager.members.view import leads
 from orch_manager.metrics import ManagerMetrics, RaftObserver, StateCollector
 from orch_manager.metrics_http import MetricsServer
 from orch_manager.relay.broker import RelayBroker
+from orch_manager.relay.delivery import ImageDelivery
+from orch_manager.relay.service import RelayService
 from orch_manager.serving import SOCKET_NAME, Listening, Servers
 from orch_manager.store.store import Store
 from orch_proto import defaults
@@ -129,13 +131,15 @@ class Manager:
         )
         self._channels = ManagerChannels(options.identity) if options.identity is not None else None
         calls = NodeCalls(self.hub)
-        self._broker = RelayBroker(self.hub)
+        broker = RelayBroker(self.hub)
+        delivery = ImageDelivery(self.store, broker, calls)
+        self._relays = RelayService(broker, delivery)
         self._scope = StackScope(self.store)
         self.control = ControlService(
             self.store,
             stacks=Stacks(self.store, calls, clock=self._clock, ids=self._ids),
             objects=Objects(self.store, calls, NodeRules(self._roles, self._changes), clock=self._clock, ids=self._ids),
-            streams=Streams(self.store, self._broker, self._scope, options.node_id),
+            streams=Streams(self.store, broker, delivery, self._scope, options.node_id),
             calls=calls,
             cluster=ClusterApi(
                 self.store,
@@ -201,7 +205,7 @@ class Manager:
     def _add_all(self, server: grpc.aio.Server) -> None:
         add_ControlServicer_to_server(self.control, server)
         add_DispatcherServicer_to_server(self._dispatcher, server)
-        add_RelayServicer_to_server(self._broker, server)
+        add_RelayServicer_to_server(self._relays, server)
         add_CAServicer_to_server(self._authority, server)
         self._health.add_to(server)
         engine, transport, channels = self.store.engine, self._options.transport, self._channels

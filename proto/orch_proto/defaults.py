@@ -155,6 +155,14 @@ TRANSACTION_BYTES: Final = _integer(
 )
 TRANSACTION_CHANGES: Final = _integer(_G, "changes in a batch", 200, "count", "limit", "Swarm's")
 STACK_FILE_BYTES: Final = _integer(_G, "stack file", 5 * MIB, "bytes", "limit", "larger is no stack file")
+FETCH_CHAINS_MAX: Final = _integer(
+    _G,
+    "layers that a node says it has",
+    4096,
+    "count",
+    "limit",
+    "a request of 300 KiB; others are sent again",
+)
 RELAY_CHUNK_BYTES: Final = _integer(
     _G, "data frame of a relay", 256 * KIB, "bytes", "limit", "keeps the event loop responsive"
 )

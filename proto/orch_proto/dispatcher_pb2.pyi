@@ -59,6 +59,59 @@ ASSIGNMENT_ACTION_REMOVE: AssignmentAction.ValueType  # 2
 Global___AssignmentAction: _TypeAlias = AssignmentAction  # noqa: Y015
 
 @_typing.final
+class FetchImageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    IMAGE_ID_FIELD_NUMBER: _builtins.int
+    CHAINS_HERE_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    reference: _builtins.str
+    image_id: _builtins.str
+    """"sha256:…" of the image's configuration."""
+    @_builtins.property
+    def chains_here(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Chain ids of the layers that the node has; at most 4,096."""
+
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        reference: _builtins.str = ...,
+        image_id: _builtins.str = ...,
+        chains_here: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chains_here", b"chains_here", "image_id", b"image_id", "node_id", b"node_id", "reference", b"reference"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchImageRequest: _TypeAlias = FetchImageRequest  # noqa: Y015
+
+@_typing.final
+class FetchImagePart(_message.Message):
+    """A piece of an archive of the layers that are missing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchImagePart: _TypeAlias = FetchImagePart  # noqa: Y015
+
+@_typing.final
 class AgentMessage(_message.Message):
     """---- up --------------------------------------------------------------------------------------------"""
 

@@ -112,6 +112,11 @@ class RelayStub:
                 request_serializer=orch__proto_dot_dispatcher__pb2.RelayUp.SerializeToString,
                 response_deserializer=orch__proto_dot_dispatcher__pb2.RelayDown.FromString,
                 _registered_method=True)
+        self.FetchImage = channel.unary_stream(
+                '/orch.v1.Relay/FetchImage',
+                request_serializer=orch__proto_dot_dispatcher__pb2.FetchImageRequest.SerializeToString,
+                response_deserializer=orch__proto_dot_dispatcher__pb2.FetchImagePart.FromString,
+                _registered_method=True)
 
 
 class RelayServicer:
@@ -124,6 +129,13 @@ class RelayServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchImage(self, request, context):
+        """An image that another node has, for a node that a task of it is assigned to, or that was told to fetch it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RelayServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -131,6 +143,11 @@ def add_RelayServicer_to_server(servicer, server):
                     servicer.Open,
                     request_deserializer=orch__proto_dot_dispatcher__pb2.RelayUp.FromString,
                     response_serializer=orch__proto_dot_dispatcher__pb2.RelayDown.SerializeToString,
+            ),
+            'FetchImage': grpc.unary_stream_rpc_method_handler(
+                    servicer.FetchImage,
+                    request_deserializer=orch__proto_dot_dispatcher__pb2.FetchImageRequest.FromString,
+                    response_serializer=orch__proto_dot_dispatcher__pb2.FetchImagePart.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -160,6 +177,33 @@ class Relay:
             '/orch.v1.Relay/Open',
             orch__proto_dot_dispatcher__pb2.RelayUp.SerializeToString,
             orch__proto_dot_dispatcher__pb2.RelayDown.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/orch.v1.Relay/FetchImage',
+            orch__proto_dot_dispatcher__pb2.FetchImageRequest.SerializeToString,
+            orch__proto_dot_dispatcher__pb2.FetchImagePart.FromString,
             options,
             channel_credentials,
             insecure,

@@ -58,12 +58,16 @@ class RelayStub:
     def __new__(cls, channel: _aio.Channel) -> RelayAsyncStub: ...
     Open: _grpc.StreamStreamMultiCallable[_dispatcher_pb2.RelayUp, _dispatcher_pb2.RelayDown]
     """The first message up is `hello` with the relay's id, the first down the `call`."""
+    FetchImage: _grpc.UnaryStreamMultiCallable[_dispatcher_pb2.FetchImageRequest, _dispatcher_pb2.FetchImagePart]
+    """An image that another node has, for a node that a task of it is assigned to, or that was told to fetch it."""
 
 @_typing.type_check_only
 class RelayAsyncStub(RelayStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Open: _aio.StreamStreamMultiCallable[_dispatcher_pb2.RelayUp, _dispatcher_pb2.RelayDown]  # type: ignore[assignment]
     """The first message up is `hello` with the relay's id, the first down the `call`."""
+    FetchImage: _aio.UnaryStreamMultiCallable[_dispatcher_pb2.FetchImageRequest, _dispatcher_pb2.FetchImagePart]  # type: ignore[assignment]
+    """An image that another node has, for a node that a task of it is assigned to, or that was told to fetch it."""
 
 class RelayServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -73,5 +77,13 @@ class RelayServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_dispatcher_pb2.RelayDown], _abc.AsyncIterator[_dispatcher_pb2.RelayDown]]:
         """The first message up is `hello` with the relay's id, the first down the `call`."""
+
+    @_abc_1.abstractmethod
+    def FetchImage(
+        self,
+        request: _dispatcher_pb2.FetchImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_dispatcher_pb2.FetchImagePart], _abc.AsyncIterator[_dispatcher_pb2.FetchImagePart]]:
+        """An image that another node has, for a node that a task of it is assigned to, or that was told to fetch it."""
 
 def add_RelayServicer_to_server(servicer: RelayServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

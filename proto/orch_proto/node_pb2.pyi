@@ -942,6 +942,64 @@ class ImagePushCall(_message.Message):
 Global___ImagePushCall: _TypeAlias = ImagePushCall  # noqa: Y015
 
 @_typing.final
+class ImageSaveCall(_message.Message):
+    """An archive in data frames, as docker save and OCI tools write it, then the result; no data follows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFERENCES_FIELD_NUMBER: _builtins.int
+    CHAINS_HERE_FIELD_NUMBER: _builtins.int
+    MADE_HERE_FIELD_NUMBER: _builtins.int
+    made_here: _builtins.bool
+    """For another node: only what orch made itself. What came from a registry is to be had there."""
+    @_builtins.property
+    def references(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names or ids."""
+
+    @_builtins.property
+    def chains_here(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Chain ids of layers to leave out, as whoever asks has them; at most 4,096."""
+
+    def __init__(
+        self,
+        *,
+        references: _abc.Iterable[_builtins.str] | None = ...,
+        chains_here: _abc.Iterable[_builtins.str] | None = ...,
+        made_here: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chains_here", b"chains_here", "made_here", b"made_here", "references", b"references"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageSaveCall: _TypeAlias = ImageSaveCall  # noqa: Y015
+
+@_typing.final
+class ImageFetchCall(_message.Message):
+    """The node fetches an image from the nodes that have it; no data follows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    IMAGE_ID_FIELD_NUMBER: _builtins.int
+    reference: _builtins.str
+    image_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        reference: _builtins.str = ...,
+        image_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_id", b"image_id", "reference", b"reference"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageFetchCall: _TypeAlias = ImageFetchCall  # noqa: Y015
+
+@_typing.final
 class ImageImportCall(_message.Message):
     """Followed by the root file system's tar in data frames."""
 
@@ -1233,6 +1291,8 @@ class RelayCall(_message.Message):
     IMAGE_BUILD_FIELD_NUMBER: _builtins.int
     IMAGE_PULL_FIELD_NUMBER: _builtins.int
     IMAGE_PUSH_FIELD_NUMBER: _builtins.int
+    IMAGE_SAVE_FIELD_NUMBER: _builtins.int
+    IMAGE_FETCH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def copy_out(self) -> Global___CopyOutCall: ...
     @_builtins.property
@@ -1257,6 +1317,10 @@ class RelayCall(_message.Message):
     def image_pull(self) -> Global___ImagePullCall: ...
     @_builtins.property
     def image_push(self) -> Global___ImagePushCall: ...
+    @_builtins.property
+    def image_save(self) -> Global___ImageSaveCall: ...
+    @_builtins.property
+    def image_fetch(self) -> Global___ImageFetchCall: ...
     def __init__(
         self,
         *,
@@ -1272,12 +1336,14 @@ class RelayCall(_message.Message):
         image_build: Global___ImageBuildCall | None = ...,
         image_pull: Global___ImagePullCall | None = ...,
         image_push: Global___ImagePushCall | None = ...,
+        image_save: Global___ImageSaveCall | None = ...,
+        image_fetch: Global___ImageFetchCall | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "call", b"call", "copy_in", b"copy_in", "copy_out", b"copy_out", "exec", b"exec", "image_build", b"image_build", "image_import", b"image_import", "image_load", b"image_load", "image_pull", b"image_pull", "image_push", b"image_push", "logs", b"logs", "pause", b"pause", "processes", b"processes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "call", b"call", "copy_in", b"copy_in", "copy_out", b"copy_out", "exec", b"exec", "image_build", b"image_build", "image_fetch", b"image_fetch", "image_import", b"image_import", "image_load", b"image_load", "image_pull", b"image_pull", "image_push", b"image_push", "image_save", b"image_save", "logs", b"logs", "pause", b"pause", "processes", b"processes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "call", b"call", "copy_in", b"copy_in", "copy_out", b"copy_out", "exec", b"exec", "image_build", b"image_build", "image_import", b"image_import", "image_load", b"image_load", "image_pull", b"image_pull", "image_push", b"image_push", "logs", b"logs", "pause", b"pause", "processes", b"processes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "call", b"call", "copy_in", b"copy_in", "copy_out", b"copy_out", "exec", b"exec", "image_build", b"image_build", "image_fetch", b"image_fetch", "image_import", b"image_import", "image_load", b"image_load", "image_pull", b"image_pull", "image_push", b"image_push", "image_save", b"image_save", "logs", b"logs", "pause", b"pause", "processes", b"processes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["copy_out", "copy_in", "processes", "pause", "attach", "logs", "exec", "image_load", "image_import", "image_build", "image_pull", "image_push"]  # noqa: Y015
+    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["copy_out", "copy_in", "processes", "pause", "attach", "logs", "exec", "image_load", "image_import", "image_build", "image_pull", "image_push", "image_save", "image_fetch"]  # noqa: Y015
     _WhichOneofArgType_call: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_call) -> _WhichOneofReturnType_call | None: ...
 

@@ -163,7 +163,11 @@ _CA: Final[Mapping[str, Rule]] = {
     "RootStatus": _read(),
 }
 _DISPATCHER: Final[Mapping[str, Rule]] = {"Attach": _read(Callers.NODES | Callers.LOCAL)}
-_RELAY: Final[Mapping[str, Rule]] = {"Open": _read(Callers.NODES | Callers.LOCAL)}
+_RELAY: Final[Mapping[str, Rule]] = {
+    "Open": _read(Callers.NODES | Callers.LOCAL),
+    # The manager looks further: the node must need the image.
+    "FetchImage": _read(Callers.NODES | Callers.LOCAL),
+}
 _RAFT: Final[Mapping[str, Rule]] = {
     "Stream": _read(Callers.MANAGER),
     "Snapshot": _read(Callers.MANAGER),

@@ -30,7 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from orch_runtime.client import RuntimeClient
-from orch_runtime.config import compile_config, default_config
+from orch_runtime.config import DEFAULT_CAPABILITIES, compile_config, default_config
+from orch_runtime.config.default_seccomp import default_profile
+from orch_runtime.config.seccomp_profile import Host, resolve_profile
 from orch_runtime.daemon import ensure_keeper
 from orch_runtime.plan import BindRootfs, LogOptions, OverlayRootfs, Plan
 
@@ -71,7 +73,7 @@ class Bench:
         config["root"]["path"] = str(self.rootfs)
         return config
 
-    def plan(self, args: list[str], *, overlay: bool = False, log: bool = False) -> Plan:
+    def plan(self, args: list[str], *, overlay: bool = False, log: bool = False, filtered: bool = False) -> Plan:
         """Make a plan for our runtime."""
         self.count += 1
         name = f"b{self.count}"
@@ -83,13 +85,19 @@ class Bench:
             rootfs = OverlayRootfs((str(self.rootfs),), str(place / "u"), str(place / "w"))
         config = self._config()
         config["process"]["args"] = args
+        if filtered:
+            config["linux"]["seccomp"] = resolve_profile(default_profile(), DEFAULT_CAPABILITIES, Host.here())
         return compile_config(
             config, rootfs=rootfs, container_id=name, log=LogOptions(str(self.folder / f"{name}.log")) if log else None
         )
 
-    def orch(self) -> float:
+    def orch_filtered(self) -> float:
+        """Like `orch`, under the default filter of system calls."""
+        return self.orch(filtered=True)
+
+    def orch(self, *, filtered: bool = False) -> float:
         """Start through the supervisor; returns milliseconds to the first instruction."""
-        plan = self.plan(["/payload"])
+        plan = self.plan(["/payload"], filtered=filtered)
         reader, writer = os.pipe()
         null = os.open("/dev/null", os.O_RDONLY)
         begin = time.monotonic_ns()
@@ -187,7 +195,11 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="orch-bench-", dir=base))
     bench = Bench(folder)
     try:
-        variants: dict[str, Callable[[], float]] = {"orch": bench.orch, "unshare+chroot": bench.floor}
+        variants: dict[str, Callable[[], float]] = {
+            "orch": bench.orch,
+            "orch, filtered": bench.orch_filtered,
+            "unshare+chroot": bench.floor,
+        }
         for program in ("crun", "runc"):
             if shutil.which(program):
                 variants[program] = lambda program=program: bench.peer(program)  # type: ignore[misc]

@@ -84,6 +84,19 @@ class LayerStore:
             raise StoreCorrupt(f"{path} belongs to {layer.chain_id}, not to {chain_id}; remove the image that has it")
         return layer
 
+    def chain_ids(self, most: int) -> list[str]:
+        """The chain ids of the layers that are here, at most so many; what is unreadable or just going is left out."""
+        found: list[str] = []
+        with os.scandir(self._root) as entries:
+            for entry in entries:
+                if len(found) == most:
+                    break
+                try:
+                    found.append(str(json.loads((Path(entry.path) / _DESCRIPTION).read_bytes())["chain_id"]))
+                except (OSError, ValueError, TypeError, KeyError):
+                    continue
+        return found
+
     def unpack(
         self,
         source: ByteSource,
@@ -135,7 +148,11 @@ class LayerStore:
                 raise ArchiveRefused(
                     "the archive of the root file system is empty; make it again, e.g. by tar -C DIR -c ."
                 )
-            diff_id = hashing.digest()
+            # The digest of the tar that we would write of it, not of the one that came: so it can be pushed, saved and
+            # given to other nodes, for which the files are packed again.
+            packed = hashlib.sha256()
+            write_layer(str(tree), packed.update)
+            diff_id = f"sha256:{packed.hexdigest()}"
             present = self.get(diff_id)
             return present or self._keep(stage, Layer(diff_id, diff_id, unpacked.entries, unpacked.size_bytes))
         finally:

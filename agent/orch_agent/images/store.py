@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from orch_agent.images import archive, digests, files, index, reference, rootfs
-from orch_agent.images.errors import ImageInUse, ImageNotFound, InvalidReference, StoreCorrupt
+from orch_agent.images.errors import DigestMismatch, ImageInUse, ImageNotFound, InvalidReference, StoreCorrupt
 from orch_agent.images.index import Index, IndexEntry
 from orch_agent.images.layers import LayerStore
 from orch_agent.images.limits import DEFAULT_ARCHIVE_LIMITS, DEFAULT_UNPACK_LIMITS, ArchiveLimits, UnpackLimits
@@ -165,6 +165,25 @@ class ImageStore:
             )
         self.collect_garbage()
         return infos
+
+    def accept(self, source: Path, image_id: str, name: str) -> ImageInfo:
+        """Take in the one image that was asked for from an archive that another node made; layers may be left out.
+
+        It gets the name `name` and no other, whatever the archive says.
+
+        Raises:
+            ArchiveRefused: the archive is malformed, hostile or too large, or has another image.
+            InvalidReference: the name is not one.
+        """
+        parsed = reference.parse(name)
+        with self.ingesting():
+            found = archive.load(source, self.layers, self._staging, self._archive_limits, self._unpack_limits)
+            raws = [image.config_raw for image in found]
+            if [digests.of_bytes(raw) for raw in raws] != [image_id]:
+                raise DigestMismatch(f"what was sent for {name} is not the image {image_id[:19]}; look at that node")
+            info = self.register(raws[0], references=() if parsed.digest else (parsed,))
+        self.collect_garbage()
+        return info
 
     def import_rootfs(self, tar: BinaryIO | Path, name: str | None, *, changes: Collection[str] = ()) -> ImageInfo:
         """Make an image of one layer from the tar of a root file system (plain, gzip, xz, bzip2, zstd).

@@ -123,6 +123,7 @@ class Preparation:
         log_folder: where logs are kept.
         host_gateway: address that ``host-gateway`` stands for.
         pull: brings an image from its registry.
+        fetch: brings an image, by its name and id, from another node.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class Preparation:
         log_folder: Path,
         host_gateway: str,
         pull: Callable[[str], Awaitable[None]],
+        fetch: Callable[[str, str], Awaitable[None]],
         policies: Collection[str] = (),
     ) -> None:
         self._node = node
@@ -150,6 +152,7 @@ class Preparation:
         self._log_folder = log_folder
         self._host_gateway = host_gateway
         self._pull = pull
+        self._fetch = fetch
         self._policies = policies
 
     def log_path(self, task_id: str) -> Path:
@@ -211,17 +214,18 @@ class Preparation:
         files.remove_task_files(self._log_folder / task_id)
 
     async def _bring_image(self, task: objects.Task) -> None:
-        """Pulls the image if it is not here and its name says from where: one that was built or loaded does not."""
+        """Brings the image if it is not here: from its registry, or, if it was built or loaded, from another node."""
         spec = task.spec.container
         wanted = spec.image_digest or spec.image
-        if ("@" not in wanted and spec.image_digest) or spec.pull_policy == "never":
+        is_local = "@" not in wanted and bool(spec.image_digest)
+        if spec.pull_policy == "never":
             return
         try:
             check_policy(task, self._policies, self._node)
             try:
                 await asyncio.to_thread(self._images.resolve, wanted)
             except ImageNotFound:
-                await self._pull(wanted)
+                await (self._fetch(spec.image, wanted) if is_local else self._pull(wanted))
         except ImageError as error:
             raise TaskFailure(str(error), types.FAILURE_REASON_IMAGE) from error
 

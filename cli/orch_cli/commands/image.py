@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from orch_cli.commands import build
-from orch_cli.errors import EXIT_OK, CliError, UsageError, format_error
+from orch_cli.errors import EXIT_ERROR, EXIT_OK, CliError, UsageError, format_error
 from orch_cli.output.listing import Listing, add_list_options, natural_key, print_listing, short_id
 from orch_cli.verbs import Verb
 from orch_proto import defaults
@@ -171,9 +174,26 @@ def _configure_push(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reference", metavar="NAME[:TAG]")
     parser.add_argument("-q", "--quiet", action="store_true", help="print the name alone")
     parser.add_argument("--node", default="", metavar="NODE", help="from this node; else from one that has it")
+    parser.add_argument(
+        "--to-cluster", action="store_true", help="to the nodes that lack it, and to no registry; layers they have stay"
+    )
+
+
+async def _run_push_to_cluster(arguments: argparse.Namespace) -> int:
+    from orch_cli.connection import control
+    from orch_cli.deploy.delivery import deliver_image
+
+    async with control(arguments.host) as stub:
+        delivered = await deliver_image(stub, arguments.reference, node=arguments.node, quiet=arguments.quiet)
+    if not delivered.got_it and not delivered.failed and not arguments.quiet:
+        print(f"all {len(delivered.had_it)} ready nodes have it already", file=sys.stderr)
+    print(arguments.reference)
+    return EXIT_ERROR if delivered.failed else EXIT_OK
 
 
 async def _run_push(arguments: argparse.Namespace) -> int:
+    if arguments.to_cluster:
+        return await _run_push_to_cluster(arguments)
     from orch_cli.connection import control
     from orch_proto.node_pb2 import ImageInspectCall, ImagePushCall, NodeCall, RelayCall
 
@@ -189,6 +209,51 @@ async def _run_push(arguments: argparse.Namespace) -> int:
     await _send(arguments, RelayCall(image_push=ImagePushCall(reference=arguments.reference)), iter(()), doing)
     print(arguments.reference)
     return EXIT_OK
+
+
+# ---- save -------------------------------------------------------------------------------------
+
+
+def _configure_save(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("references", metavar="IMAGE", nargs="+", help="names or ids; layers in common are kept once")
+    parser.add_argument("-o", "--output", default="", metavar="FILE", help="to this file; else to standard output")
+    parser.add_argument("--node", default="", metavar="NODE", help="from this node; else from one that has the first")
+
+
+async def _run_save(arguments: argparse.Namespace) -> int:
+    from orch_cli.connection import control
+    from orch_cli.deploy.transfer import send_to_node
+    from orch_proto.node_pb2 import ImageInspectCall, ImageSaveCall, NodeCall, RelayCall
+
+    doing = f"save {' '.join(arguments.references)}"
+    if not arguments.output and sys.stdout.isatty():
+        raise UsageError("standard output is a terminal", "an archive goes there", "write -o FILE, or use a pipe")
+    async with control(arguments.host) as stub:
+        question = NodeCall(image_inspect=ImageInspectCall(reference=arguments.references[0]))
+        holders = await ask_nodes(stub, question, arguments.node, doing)
+        call = RelayCall(image_save=ImageSaveCall(references=arguments.references))
+        with _whole_file(arguments.output) as file:
+            await send_to_node(stub, call, iter(()), doing=doing, node=holders[0].node_id, take=file.write)
+    return EXIT_OK
+
+
+@contextlib.contextmanager
+def _whole_file(path: str) -> Iterator[BinaryIO]:
+    """A file that is there when all of it was written; standard output for an empty path."""
+    if not path:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    try:
+        with tempfile.NamedTemporaryFile(dir=Path(path).absolute().parent, prefix=".orch-save-", delete=False) as file:
+            try:
+                yield file  # type: ignore[misc]  # a wrapper of a BinaryIO
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+        Path(file.name).replace(path)
+    except OSError as error:
+        raise CliError(f"cannot write {path}", error.strerror or str(error), "check the path") from error
 
 
 # ---- load, import -----------------------------------------------------------------------------
@@ -328,6 +393,7 @@ VERBS: Final[Mapping[str, Verb]] = {
     "pull": Verb(_configure_pull, _run_pull),
     "push": Verb(_configure_push, _run_push),
     "load": Verb(_configure_load, _run_load),
+    "save": Verb(_configure_save, _run_save),
     "import": Verb(_configure_import, _run_import),
     "build": Verb(build.configure, build.run),
     "inspect": Verb(_configure_inspect, _run_inspect),

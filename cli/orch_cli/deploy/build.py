@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from orch_cli.compose.service import Build
 from orch_cli.connection import calling
 from orch_cli.deploy.context import ContextFile, pack_context
+from orch_cli.deploy.delivery import deliver_image
 from orch_cli.deploy.transfer import send_to_node
 from orch_proto import defaults
 from orch_proto.control_pb2 import CallNodesRequest
@@ -41,7 +42,9 @@ async def build_images(stub: ControlAsyncStub, builds: Sequence[Build], *, alway
         # Two services may name one image; it is built once, from the first.
         if build.image not in done:
             done.add(build.image)
-            await build_image(stub, build, quiet=quiet)
+            image_id = await build_image(stub, build, quiet=quiet)
+            # A node that cannot be reached now fetches it when a task needs it there.
+            await deliver_image(stub, build.image, image_id=image_id, quiet=quiet)
 
 
 async def is_on_a_node(stub: ControlAsyncStub, image: str) -> bool:

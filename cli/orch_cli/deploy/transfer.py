@@ -27,6 +27,7 @@ async def send_to_node(
     doing: str,
     node: str = "",
     show: Callable[[str], None] | None = None,
+    take: Callable[[bytes], object] | None = None,
 ) -> RelayResult:
     """Sends ``call`` and its data to a node.
 
@@ -37,6 +38,7 @@ async def send_to_node(
         doing: for messages, as in "cannot build the image web:1".
         node: reference of the node; empty: the manager's own.
         show: takes progress as text.
+        take: takes data that the node sends, in pieces.
 
     Raises:
         OrchError: the call failed, on the way or on the node.
@@ -51,6 +53,8 @@ async def send_to_node(
             which = output.WhichOneof("output")
             if which == "build_progress":
                 show(output.build_progress.text)
+            elif which == "data" and take is not None:
+                await asyncio.to_thread(take, output.data)
             elif which == "error":
                 if failure:
                     raise failure[0]

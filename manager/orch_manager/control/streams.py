@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, Final
 
 from orch_manager import tasks as states
 from orch_manager.ca.scope import StackScope
 from orch_manager.control.queries import resolve
 from orch_manager.relay.broker import Relay, RelayBroker
+from orch_manager.relay.delivery import ImageDelivery
 from orch_manager.relay.merge import LineMerger
 from orch_manager.store.store import Store
 from orch_manager.streaming import END_OF_STREAM
@@ -33,14 +34,18 @@ class Streams:
     Args:
         store: to find tasks.
         broker: to reach nodes.
+        delivery: lets nodes fetch the images that they are told to.
         scope: what users may touch who are limited to some stacks.
         node_id: this manager's own node.
     """
 
-    def __init__(self, store: Store, broker: RelayBroker, scope: StackScope, node_id: str) -> None:
+    def __init__(
+        self, store: Store, broker: RelayBroker, delivery: ImageDelivery, scope: StackScope, node_id: str
+    ) -> None:
         self._store = store
         self._scope = scope
         self._broker = broker
+        self._delivery = delivery
         self._node_id = node_id
 
     # ---- logs ----------------------------------------------------------------------------------------
@@ -170,8 +175,10 @@ class Streams:
         own_id = call.caller.forwarded_by or self._node_id
         node_id = resolve(self._store, Node, reference).id if reference else own_id
         call.about(f"node {node_id}")
-        async for output in self._pipe(context, node_id, first.start.call):
-            yield output
+        fetched = first.start.call.image_fetch.image_id
+        with self._delivery.told(node_id, fetched) if fetched else nullcontext():
+            async for output in self._pipe(context, node_id, first.start.call):
+                yield output
 
     async def _pipe(self, context: _Context, node_id: str, call: RelayCall) -> AsyncIterator[RelayOutput]:
         async with self._broker.open(node_id, call) as relay:

@@ -58,6 +58,7 @@ _HERE: Final = (
     # Both tell an agent where the leader is: its stream must not pass through a third.
     "Dispatcher/Attach",
     "Relay/Open",
+    "Relay/FetchImage",
     "Raft/Stream",
     "Raft/Snapshot",
     "Raft/ResolveAddress",

@@ -1,5 +1,4 @@
 """Brings together those who want a stream to a node and the streams that agents open."""
-# ruff: noqa: N802 - methods bear the names of the contract
 
 from __future__ import annotations
 
@@ -14,7 +13,6 @@ from orch_manager.dispatcher.hub import Hub
 from orch_manager.streaming import END_OF_STREAM
 from orch_proto import defaults
 from orch_proto.dispatcher_pb2 import ManagerMessage, RelayDirective, RelayDown
-from orch_proto.dispatcher_pb2_grpc import RelayServicer
 from orch_proto.node_pb2 import CallError, RelayCall, RelayInput, RelayOutput
 from orch_rpc import logs
 from orch_rpc.authorization import current_call
@@ -96,7 +94,7 @@ async def _put_unless(queue: asyncio.Queue[_Frame], item: _Frame, over: asyncio.
         leaving.cancel()
 
 
-class RelayBroker(RelayServicer):
+class RelayBroker:
     """Opens relays, and serves `Relay.Open`.
 
     Args:
@@ -136,7 +134,7 @@ class RelayBroker(RelayServicer):
             relay.done.set()
             self._relays.pop(relay.relay_id, None)
 
-    async def Open(self, request_iterator: Any, context: _Context) -> None:  # type: ignore[override]  # grpc.aio serves coroutines too
+    async def serve(self, request_iterator: Any, context: _Context) -> None:
         """The stream that an agent opened; see dispatcher.proto."""
         del request_iterator  # read through the context
         try:
