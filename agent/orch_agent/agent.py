@@ -16,6 +16,7 @@ import grpc
 from orch_agent.calls import NodeCalls
 from orch_agent.description import describe_node
 from orch_agent.errors import LinkLost, LinkRefused
+from orch_agent.image_collection import ImageCollection, WaterMarks
 from orch_agent.image_peers import ImagePeers
 from orch_agent.image_pulls import ImagePulls
 from orch_agent.image_workers import ImageWorkers
@@ -62,6 +63,8 @@ class Places:
     slirp_socket: Path | None = None
     #: What the node allows containers beyond their walls: words of `orch_proto.privileges`.
     policies: tuple[str, ...] = ()
+    #: When images that nothing wants are removed; None: when told alone.
+    image_marks: WaterMarks | None = None
 
 
 class NodeEvents(Protocol):
@@ -168,7 +171,15 @@ class Agent:
             workers=workers,
             peers=peers,
         )
+        self._collection = ImageCollection(
+            membership.node_id,
+            self._images,
+            self._images_in_use,
+            lambda: self._session.channel,
+            marks=places.image_marks,
+        )
         self._calls = NodeCalls(
+            collection=self._collection,
             node=self._node,
             images=self._images,
             volumes=self._volumes,
@@ -217,6 +228,7 @@ class Agent:
                 if self._places.slirp_socket is not None:
                     group.create_task(PortForwarder(self._places.slirp_socket, self._network.published).run())
                 group.create_task(self._session.run())
+                group.create_task(self._collection.run())
                 group.create_task(self.worker.sweep())
                 group.create_task(self.worker.stand_in())
         finally:
@@ -313,6 +325,7 @@ class Agent:
             facts=lambda: self._session.facts,
             certificate_ends_unix_ms=lambda: self._events.certificate_ends_unix_ms,
             network=self._network_link,
+            image_bytes_freed=lambda: self._collection.freed_bytes,
         )
 
     def _images_in_use(self) -> set[str]:

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from orch_agent.disk_usage import disk_usage
 from orch_agent.errors import AgentError
+from orch_agent.image_collection import ImageCollection
 from orch_agent.images.errors import ImageError, ImageInUse, ImageNotFound, InvalidReference
 from orch_agent.images.model import ImageInfo, write_config
 from orch_agent.images.registry.errors import NotInRegistry
@@ -79,7 +80,9 @@ class NodeCalls:
         volumes_in_use: Callable[[], set[str]],
         snapshots: Snapshots,
         tasks: Callable[[], set[str]],
+        collection: ImageCollection,
     ) -> None:
+        self._collection = collection
         self._node = node
         self._images = images
         self._volumes = volumes
@@ -95,6 +98,12 @@ class NodeCalls:
             if call.WhichOneof("call") == "task_stats":
                 stats = await self._stats.for_tasks(set(call.task_stats.task_ids))
                 return calls.NodeCallResult(call_id=call.call_id, task_stats=calls.TaskStatsResult(stats=stats))
+            if call.WhichOneof("call") == "image_prune":
+                gone = await self._collection.prune(named=call.image_prune.all)
+                pruned = calls.ImagePruneResult(
+                    untagged=gone.untagged, deleted=gone.deleted, freed_bytes=gone.freed_bytes
+                )
+                return calls.NodeCallResult(call_id=call.call_id, image_prune=pruned)
             return await asyncio.to_thread(self._answer, call)
         except Exception as error:
             failure = call_error(error)

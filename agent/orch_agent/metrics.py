@@ -96,6 +96,7 @@ class NodeCollector(Collector):
         facts: the session.
         certificate_ends_unix_ms: when the node's certificate ends.
         network: link to the network process.
+        image_bytes_freed: by removing images that nothing wants.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class NodeCollector(Collector):
         facts: Callable[[], SessionFacts],
         certificate_ends_unix_ms: Callable[[], int],
         network: PacketLink,
+        image_bytes_freed: Callable[[], int],
     ) -> None:
         self._loop = loop
         self._controllers = controllers
@@ -114,6 +116,7 @@ class NodeCollector(Collector):
         self._facts = facts
         self._certificate_ends_unix_ms = certificate_ends_unix_ms
         self._network = network
+        self._image_bytes_freed = image_bytes_freed
 
     def collect(self) -> Iterator[Metric]:
         """All series, as they are now."""
@@ -126,6 +129,8 @@ class NodeCollector(Collector):
         yield _counter("orch_agent_sessions", "Sessions begun", facts.sessions)
         ends_s = self._certificate_ends_unix_ms() / 1000
         yield _gauge("orch_certificate_expiry_timestamp_seconds", "When the node's certificate ends", ends_s)
+        freed = self._image_bytes_freed()
+        yield _counter("orch_agent_image_freed_bytes", "Bytes freed by removing images that nothing wants", freed)
         yield from self._tasks()
         try:
             gathered = asyncio.run_coroutine_threadsafe(self._gather(), self._loop)

@@ -25,6 +25,7 @@ from orch_agent.agent import Places
 from orch_agent.bootstrap import founding_objects
 from orch_agent.daemon_api import DaemonService
 from orch_agent.founding_trust import found_trust
+from orch_agent.image_collection import WaterMarks
 from orch_agent.manager_child import Beginning
 from orch_agent.member import Member, NodeOptions
 from orch_agent.node_addresses import AddressRequest, NodeAddresses, node_addresses
@@ -68,6 +69,7 @@ class Options:
     log_level: str
     slirp_socket: Path | None = None
     allow: tuple[str, ...] = ()
+    image_gc: WaterMarks | None = None
 
 
 class Orchd:
@@ -86,6 +88,7 @@ class Orchd:
             manager_socket=options.run_dir / "manager.sock",
             slirp_socket=options.slirp_socket,
             policies=tuple(options.allow),
+            image_marks=options.image_gc,
         )
         self._bootstrap = options.state_dir / "bootstrap.pb"
         self._member: Member | None = None
@@ -359,6 +362,13 @@ def _policy(word: str) -> str:
     return word
 
 
+def _water_marks(text: str) -> WaterMarks | None:
+    try:
+        return WaterMarks.read(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def allowed_by_environment(environment: Mapping[str, str]) -> list[str]:
     """The policies of ``ORCHD_ALLOW``; --allow adds to them.
 
@@ -400,6 +410,14 @@ def read_options(arguments: list[str]) -> Options:
         metavar="POLICY",
         help="what containers may have beyond their walls: privileged, host-network, seccomp, device:/dev/NAME, "
         f"bind:/PATH; may be repeated; else what {ALLOW_VARIABLE} has, with spaces between",
+    )
+    parser.add_argument(
+        "--image-gc",
+        type=_water_marks,
+        default=WaterMarks(defaults.IMAGE_GC_HIGH_PERCENT, defaults.IMAGE_GC_LOW_PERCENT),
+        metavar="HIGH,LOW",
+        help="remove images that nothing wants when their disk is fuller than HIGH per cent, until it is at LOW; or "
+        f"'off' (default {defaults.IMAGE_GC_HIGH_PERCENT},{defaults.IMAGE_GC_LOW_PERCENT})",
     )
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     # How the half outside of the namespaces tells the one inside that it is there.

@@ -120,6 +120,7 @@ NOUNS: Final[Mapping[str, Noun]] = {
             "inspect": "Show everything about images",
             "tag": "Give an image another name",
             "rm": "Remove images",
+            "prune": "Remove images that nothing wants",
         },
     ),
     "network": Noun(

@@ -133,7 +133,7 @@ class Manager:
         calls = NodeCalls(self.hub)
         broker = RelayBroker(self.hub)
         delivery = ImageDelivery(self.store, broker, calls)
-        self._relays = RelayService(broker, delivery)
+        self._relays = RelayService(self.store, broker, delivery)
         self._scope = StackScope(self.store)
         self.control = ControlService(
             self.store,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Unit = Literal["", "ms", "s", "bytes", "count", "ratio", "prefix length", "port", "ticks", "nano CPUs"]
+Unit = Literal["", "ms", "s", "bytes", "count", "ratio", "prefix length", "port", "ticks", "nano CPUs", "%"]
 Kind = Literal["default", "limit"]
 
 MIB: Final = 1024 * 1024
@@ -162,6 +162,13 @@ FETCH_CHAINS_MAX: Final = _integer(
     "count",
     "limit",
     "a request of 300 KiB; others are sent again",
+)
+IMAGE_GC_HIGH_PERCENT: Final = _integer(
+    _G, "disk use at which unwanted images go", 85, "%", "default", "the kubelet's; Swarm removes none"
+)
+IMAGE_GC_LOW_PERCENT: Final = _integer(_G, "disk use at which no more of them go", 80, "%", "default", "the kubelet's")
+WANTED_IMAGES_MAX: Final = _integer(
+    _G, "images that a node asks about at once", 1000, "count", "limit", "a message of some 300 KiB"
 )
 RELAY_CHUNK_BYTES: Final = _integer(
     _G, "data frame of a relay", 256 * KIB, "bytes", "limit", "keeps the event loop responsive"

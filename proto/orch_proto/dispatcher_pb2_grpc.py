@@ -117,6 +117,11 @@ class RelayStub:
                 request_serializer=orch__proto_dot_dispatcher__pb2.FetchImageRequest.SerializeToString,
                 response_deserializer=orch__proto_dot_dispatcher__pb2.FetchImagePart.FromString,
                 _registered_method=True)
+        self.WantedImages = channel.unary_unary(
+                '/orch.v1.Relay/WantedImages',
+                request_serializer=orch__proto_dot_dispatcher__pb2.WantedImagesRequest.SerializeToString,
+                response_deserializer=orch__proto_dot_dispatcher__pb2.WantedImagesResponse.FromString,
+                _registered_method=True)
 
 
 class RelayServicer:
@@ -136,6 +141,13 @@ class RelayServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WantedImages(self, request, context):
+        """Which of a node's images somebody still wants; it removes the others when its disk is full.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RelayServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -148,6 +160,11 @@ def add_RelayServicer_to_server(servicer, server):
                     servicer.FetchImage,
                     request_deserializer=orch__proto_dot_dispatcher__pb2.FetchImageRequest.FromString,
                     response_serializer=orch__proto_dot_dispatcher__pb2.FetchImagePart.SerializeToString,
+            ),
+            'WantedImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.WantedImages,
+                    request_deserializer=orch__proto_dot_dispatcher__pb2.WantedImagesRequest.FromString,
+                    response_serializer=orch__proto_dot_dispatcher__pb2.WantedImagesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -204,6 +221,33 @@ class Relay:
             '/orch.v1.Relay/FetchImage',
             orch__proto_dot_dispatcher__pb2.FetchImageRequest.SerializeToString,
             orch__proto_dot_dispatcher__pb2.FetchImagePart.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WantedImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orch.v1.Relay/WantedImages',
+            orch__proto_dot_dispatcher__pb2.WantedImagesRequest.SerializeToString,
+            orch__proto_dot_dispatcher__pb2.WantedImagesResponse.FromString,
             options,
             channel_credentials,
             insecure,

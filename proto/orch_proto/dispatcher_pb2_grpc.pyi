@@ -60,6 +60,8 @@ class RelayStub:
     """The first message up is `hello` with the relay's id, the first down the `call`."""
     FetchImage: _grpc.UnaryStreamMultiCallable[_dispatcher_pb2.FetchImageRequest, _dispatcher_pb2.FetchImagePart]
     """An image that another node has, for a node that a task of it is assigned to, or that was told to fetch it."""
+    WantedImages: _grpc.UnaryUnaryMultiCallable[_dispatcher_pb2.WantedImagesRequest, _dispatcher_pb2.WantedImagesResponse]
+    """Which of a node's images somebody still wants; it removes the others when its disk is full."""
 
 @_typing.type_check_only
 class RelayAsyncStub(RelayStub):
@@ -68,6 +70,8 @@ class RelayAsyncStub(RelayStub):
     """The first message up is `hello` with the relay's id, the first down the `call`."""
     FetchImage: _aio.UnaryStreamMultiCallable[_dispatcher_pb2.FetchImageRequest, _dispatcher_pb2.FetchImagePart]  # type: ignore[assignment]
     """An image that another node has, for a node that a task of it is assigned to, or that was told to fetch it."""
+    WantedImages: _aio.UnaryUnaryMultiCallable[_dispatcher_pb2.WantedImagesRequest, _dispatcher_pb2.WantedImagesResponse]  # type: ignore[assignment]
+    """Which of a node's images somebody still wants; it removes the others when its disk is full."""
 
 class RelayServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -85,5 +89,13 @@ class RelayServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_dispatcher_pb2.FetchImagePart], _abc.AsyncIterator[_dispatcher_pb2.FetchImagePart]]:
         """An image that another node has, for a node that a task of it is assigned to, or that was told to fetch it."""
+
+    @_abc_1.abstractmethod
+    def WantedImages(
+        self,
+        request: _dispatcher_pb2.WantedImagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dispatcher_pb2.WantedImagesResponse, _abc.Awaitable[_dispatcher_pb2.WantedImagesResponse]]:
+        """Which of a node's images somebody still wants; it removes the others when its disk is full."""
 
 def add_RelayServicer_to_server(servicer: RelayServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -216,6 +216,55 @@ class ImageRemoveResult(_message.Message):
 Global___ImageRemoveResult: _TypeAlias = ImageRemoveResult  # noqa: Y015
 
 @_typing.final
+class ImagePruneCall(_message.Message):
+    """Removes images that no task and no service wants."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALL_FIELD_NUMBER: _builtins.int
+    all: _builtins.bool
+    """Also those that have a name, and the build cache."""
+    def __init__(
+        self,
+        *,
+        all: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImagePruneCall: _TypeAlias = ImagePruneCall  # noqa: Y015
+
+@_typing.final
+class ImagePruneResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNTAGGED_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
+    FREED_BYTES_FIELD_NUMBER: _builtins.int
+    freed_bytes: _builtins.int
+    @_builtins.property
+    def untagged(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def deleted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        untagged: _abc.Iterable[_builtins.str] | None = ...,
+        deleted: _abc.Iterable[_builtins.str] | None = ...,
+        freed_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "freed_bytes", b"freed_bytes", "untagged", b"untagged"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImagePruneResult: _TypeAlias = ImagePruneResult  # noqa: Y015
+
+@_typing.final
 class ImageTagCall(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -603,6 +652,7 @@ class NodeCall(_message.Message):
     TASK_STATS_FIELD_NUMBER: _builtins.int
     IMAGE_RESOLVE_FIELD_NUMBER: _builtins.int
     DISK_USAGE_FIELD_NUMBER: _builtins.int
+    IMAGE_PRUNE_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     @_builtins.property
     def image_list(self) -> Global___ImageListCall: ...
@@ -622,6 +672,8 @@ class NodeCall(_message.Message):
     def image_resolve(self) -> Global___ImageResolveCall: ...
     @_builtins.property
     def disk_usage(self) -> Global___DiskUsageCall: ...
+    @_builtins.property
+    def image_prune(self) -> Global___ImagePruneCall: ...
     def __init__(
         self,
         *,
@@ -635,12 +687,13 @@ class NodeCall(_message.Message):
         task_stats: Global___TaskStatsCall | None = ...,
         image_resolve: Global___ImageResolveCall | None = ...,
         disk_usage: Global___DiskUsageCall | None = ...,
+        image_prune: Global___ImagePruneCall | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "disk_usage", b"disk_usage", "image_inspect", b"image_inspect", "image_list", b"image_list", "image_remove", b"image_remove", "image_resolve", b"image_resolve", "image_tag", b"image_tag", "task_stats", b"task_stats", "volume_list", b"volume_list", "volume_remove", b"volume_remove"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "disk_usage", b"disk_usage", "image_inspect", b"image_inspect", "image_list", b"image_list", "image_prune", b"image_prune", "image_remove", b"image_remove", "image_resolve", b"image_resolve", "image_tag", b"image_tag", "task_stats", b"task_stats", "volume_list", b"volume_list", "volume_remove", b"volume_remove"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "call_id", b"call_id", "disk_usage", b"disk_usage", "image_inspect", b"image_inspect", "image_list", b"image_list", "image_remove", b"image_remove", "image_resolve", b"image_resolve", "image_tag", b"image_tag", "task_stats", b"task_stats", "volume_list", b"volume_list", "volume_remove", b"volume_remove"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "call_id", b"call_id", "disk_usage", b"disk_usage", "image_inspect", b"image_inspect", "image_list", b"image_list", "image_prune", b"image_prune", "image_remove", b"image_remove", "image_resolve", b"image_resolve", "image_tag", b"image_tag", "task_stats", b"task_stats", "volume_list", b"volume_list", "volume_remove", b"volume_remove"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["image_list", "image_inspect", "image_remove", "image_tag", "volume_list", "volume_remove", "task_stats", "image_resolve", "disk_usage"]  # noqa: Y015
+    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["image_list", "image_inspect", "image_remove", "image_tag", "volume_list", "volume_remove", "task_stats", "image_resolve", "disk_usage", "image_prune"]  # noqa: Y015
     _WhichOneofArgType_call: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_call) -> _WhichOneofReturnType_call | None: ...
 
@@ -661,6 +714,7 @@ class NodeCallResult(_message.Message):
     TASK_STATS_FIELD_NUMBER: _builtins.int
     IMAGE_RESOLVE_FIELD_NUMBER: _builtins.int
     DISK_USAGE_FIELD_NUMBER: _builtins.int
+    IMAGE_PRUNE_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     @_builtins.property
     def error(self) -> Global___CallError:
@@ -684,6 +738,8 @@ class NodeCallResult(_message.Message):
     def image_resolve(self) -> Global___ImageResolveResult: ...
     @_builtins.property
     def disk_usage(self) -> Global___DiskUsageResult: ...
+    @_builtins.property
+    def image_prune(self) -> Global___ImagePruneResult: ...
     def __init__(
         self,
         *,
@@ -698,12 +754,13 @@ class NodeCallResult(_message.Message):
         task_stats: Global___TaskStatsResult | None = ...,
         image_resolve: Global___ImageResolveResult | None = ...,
         disk_usage: Global___DiskUsageResult | None = ...,
+        image_prune: Global___ImagePruneResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["disk_usage", b"disk_usage", "error", b"error", "image_inspect", b"image_inspect", "image_list", b"image_list", "image_remove", b"image_remove", "image_resolve", b"image_resolve", "image_tag", b"image_tag", "result", b"result", "task_stats", b"task_stats", "volume_list", b"volume_list", "volume_remove", b"volume_remove"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["disk_usage", b"disk_usage", "error", b"error", "image_inspect", b"image_inspect", "image_list", b"image_list", "image_prune", b"image_prune", "image_remove", b"image_remove", "image_resolve", b"image_resolve", "image_tag", b"image_tag", "result", b"result", "task_stats", b"task_stats", "volume_list", b"volume_list", "volume_remove", b"volume_remove"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "disk_usage", b"disk_usage", "error", b"error", "image_inspect", b"image_inspect", "image_list", b"image_list", "image_remove", b"image_remove", "image_resolve", b"image_resolve", "image_tag", b"image_tag", "result", b"result", "task_stats", b"task_stats", "volume_list", b"volume_list", "volume_remove", b"volume_remove"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "disk_usage", b"disk_usage", "error", b"error", "image_inspect", b"image_inspect", "image_list", b"image_list", "image_prune", b"image_prune", "image_remove", b"image_remove", "image_resolve", b"image_resolve", "image_tag", b"image_tag", "result", b"result", "task_stats", b"task_stats", "volume_list", b"volume_list", "volume_remove", b"volume_remove"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["image_list", "image_inspect", "image_remove", "image_tag", "volume_list", "volume_remove", "task_stats", "image_resolve", "disk_usage"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["image_list", "image_inspect", "image_remove", "image_tag", "volume_list", "volume_remove", "task_stats", "image_resolve", "disk_usage", "image_prune"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 

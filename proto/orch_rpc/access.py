@@ -167,6 +167,7 @@ _RELAY: Final[Mapping[str, Rule]] = {
     "Open": _read(Callers.NODES | Callers.LOCAL),
     # The manager looks further: the node must need the image.
     "FetchImage": _read(Callers.NODES | Callers.LOCAL),
+    "WantedImages": _read(Callers.NODES | Callers.LOCAL),
 }
 _RAFT: Final[Mapping[str, Rule]] = {
     "Stream": _read(Callers.MANAGER),

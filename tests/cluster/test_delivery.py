@@ -94,4 +94,10 @@ def test_what_a_stack_builds_is_delivered(apart: Playground, busybox: str) -> No
         ids.append(next(iter(found.values())))
     assert ids[0] != ids[1]
     assert len(apart.running("built_web")) == 3
+    # The first one has lost its name, but is what a rollback would go back to.
+    assert "Freed: 0B" in apart.orch("image", "prune").stdout
+    assert "Freed: 0B" in apart.orch("image", "prune", "--all", "--node", apart.nodes[1].hostname).stdout
     apart.orch("stack", "rm", "built")
+    gone = apart.orch("image", "prune", "--all").stdout
+    assert gone.count(f"Deleted: {ids[0]} ") == gone.count(f"Deleted: {ids[1]} ") == 3
+    assert apart.orch("image", "ls", "-q").stdout == ""

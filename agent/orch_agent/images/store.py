@@ -18,6 +18,7 @@ occasion. A crash leaves files in `staging/` only.
 
 import contextlib
 import difflib
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -130,6 +131,18 @@ class ImageStore:
     def manifest_raw(self, image: ImageInfo) -> bytes:
         """The manifest that the image came with, byte by byte; empty: it was made here."""
         return self._read_blob(image.manifest_digest) if image.manifest_digest else b""
+
+    def mark_used(self, image_id: str) -> None:
+        """Note that the image is used now: what was used the longest time ago goes first when the disk is full."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self._blobs / digests.hex_of(image_id))
+
+    def last_used_s(self, image_id: str) -> float:
+        """When the image came or was last used, Unix time; 0 if it is not here."""
+        try:
+            return (self._blobs / digests.hex_of(image_id)).stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
     def disk_usage(self) -> Mapping[str, DiskUsage]:
         """Shared and own bytes of each image, by id."""
@@ -379,7 +392,9 @@ class ImageStore:
     def _write_blob(self, raw: bytes) -> str:
         digest = digests.of_bytes(raw)
         path = self._blobs / digests.hex_of(digest)
-        if not path.exists():
+        if path.exists():
+            os.utime(path)
+        else:
             files.write_atomically(path, raw, durable=self._durable)
         return digest
 

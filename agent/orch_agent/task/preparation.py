@@ -241,6 +241,7 @@ class Preparation:
     def _prepare_files(self, task: objects.Task, needs: Needs) -> _Files:
         check_policy(task, self._policies, self._node)
         image = self._resolve(task)
+        self._images.mark_used(image.id)
         lower = self._images.lower_dirs(image)
         binds = files.write_task_files(
             self._records.folder(task.id),

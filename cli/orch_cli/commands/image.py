@@ -370,6 +370,34 @@ async def _run_rm(arguments: argparse.Namespace) -> int:
         return await for_each(arguments.references, one)
 
 
+def _configure_prune(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-a", "--all", action="store_true", help="also images that have a name, and the build cache; else those without"
+    )
+    parser.add_argument("-f", "--force", action="store_true", help="as docker's; orch does not ask in any case")
+    parser.add_argument("--node", default="", metavar="NODE", help="on this node; else on all")
+
+
+async def _run_prune(arguments: argparse.Namespace) -> int:
+    from orch_cli.connection import control
+    from orch_cli.output.units import format_size
+    from orch_proto.node_pb2 import ImagePruneCall, NodeCall
+
+    async with control(arguments.host) as stub:
+        call = NodeCall(image_prune=ImagePruneCall(all=arguments.all))
+        answers = await ask_nodes(stub, call, arguments.node, "remove the images that nothing wants")
+    freed_bytes = 0
+    for answer in answers:
+        pruned = answer.result.image_prune
+        freed_bytes += pruned.freed_bytes
+        for name in pruned.untagged:
+            print(f"Untagged: {name} ({answer.node_hostname})")
+        for identifier in pruned.deleted:
+            print(f"Deleted: {identifier} ({answer.node_hostname})")
+    print(f"Freed: {format_size(freed_bytes)}")
+    return EXIT_OK
+
+
 def _configure_tag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="IMAGE")
     parser.add_argument("target", metavar="NAME[:TAG]")
@@ -399,4 +427,5 @@ VERBS: Final[Mapping[str, Verb]] = {
     "inspect": Verb(_configure_inspect, _run_inspect),
     "tag": Verb(_configure_tag, _run_tag),
     "rm": Verb(_configure_rm, _run_rm),
+    "prune": Verb(_configure_prune, _run_prune),
 }

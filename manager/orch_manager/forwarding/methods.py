@@ -59,6 +59,7 @@ _HERE: Final = (
     "Dispatcher/Attach",
     "Relay/Open",
     "Relay/FetchImage",
+    "Relay/WantedImages",
     "Raft/Stream",
     "Raft/Snapshot",
     "Raft/ResolveAddress",

@@ -8,7 +8,9 @@ from typing import Any
 
 from orch_manager.relay.broker import RelayBroker
 from orch_manager.relay.delivery import ImageDelivery
-from orch_proto.dispatcher_pb2 import FetchImagePart, FetchImageRequest
+from orch_manager.relay.wanted_images import wanted_images
+from orch_manager.store.store import Store
+from orch_proto.dispatcher_pb2 import FetchImagePart, FetchImageRequest, WantedImagesRequest, WantedImagesResponse
 from orch_proto.dispatcher_pb2_grpc import RelayServicer
 
 
@@ -16,11 +18,13 @@ class RelayService(RelayServicer):
     """Serves the service `Relay`.
 
     Args:
+        store: says which images are wanted.
         broker: serves `Open`.
         delivery: serves `FetchImage`.
     """
 
-    def __init__(self, broker: RelayBroker, delivery: ImageDelivery) -> None:
+    def __init__(self, store: Store, broker: RelayBroker, delivery: ImageDelivery) -> None:
+        self._store = store
         self._broker = broker
         self._delivery = delivery
 
@@ -33,3 +37,8 @@ class RelayService(RelayServicer):
         del context
         async for data in self._delivery.fetch(request):
             yield FetchImagePart(data=data)
+
+    async def WantedImages(self, request: WantedImagesRequest, context: Any) -> WantedImagesResponse:
+        """See dispatcher.proto."""
+        del context
+        return wanted_images(self._store, request)
