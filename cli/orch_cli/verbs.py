@@ -126,7 +126,12 @@ NOUNS: Final[Mapping[str, Noun]] = {
     "network": Noun(
         "Networks of services",
         "orch_cli.commands.network",
-        {"ls": "List networks", "inspect": "Show everything about networks"},
+        {
+            "ls": "List networks",
+            "create": "Make a network",
+            "inspect": "Show everything about networks",
+            "rm": "Remove networks",
+        },
     ),
     "secret": Noun(
         "Secrets: files that only tasks see",

@@ -9,7 +9,6 @@ tests runs in a mount namespace of its own. Ends with 0 when only expected tests
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import re
 import shutil
@@ -17,10 +16,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import own_mounts
+
 TIMEOUT_S = 120
 _RESULT = re.compile(r"^(ok|not ok) \d+ - (.*?)( *#SKIP.*)?$")
-_CLONE_NEWNS, _MS_REC_PRIVATE, _MNT_DETACH = 0x20000, 1 << 18 | 16384, 2
-_UNIFIED = "/sys/fs/cgroup/unified"
 
 # File and test to the reason why it fails; a test that is not here has to pass.
 EXPECTED_FAILURES: dict[tuple[str, str], str] = {
@@ -37,21 +36,12 @@ EXPECTED_FAILURES: dict[tuple[str, str], str] = {
 LEFT_OUT = {"test_checkpoint_restore.py"}
 
 
-def _own_mounts() -> None:
-    """In the child: keep mounts to ourselves, and hide the second hierarchy, which the suite does not know."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWNS) or libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None):
-        os._exit(126)
-    if Path(_UNIFIED).is_dir():
-        libc.umount2(_UNIFIED.encode(), _MNT_DETACH)
-
-
 def run_file(checkout: Path, name: str, environment: dict[str, str]) -> dict[str, str]:
     """Run one file of tests; returns test to "ok", "not ok" or "skip"."""
     try:
         done = subprocess.run(
             [sys.executable, f"tests/{name}"], cwd=checkout, env=environment, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=TIMEOUT_S, check=False, preexec_fn=_own_mounts,
+            capture_output=True, text=True, timeout=TIMEOUT_S, check=False, preexec_fn=own_mounts.enter,
         )  # fmt: skip
         output = done.stdout
     except subprocess.TimeoutExpired as expired:

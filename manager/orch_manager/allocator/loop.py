@@ -13,12 +13,13 @@ from typing import Final
 
 from orch_manager import tasks as states
 from orch_manager.allocator.addresses import AddressBook, Network4, NoAddress, check_subnet, choose_subnet
+from orch_manager.allocator.planning import host_addresses, pools_of
 from orch_manager.allocator.ports import PortBook
 from orch_manager.store.schema import Kind, StoreObject
 from orch_manager.store.tables import Reader
 from orch_manager.workspace import Workspace
 from orch_proto import defaults
-from orch_proto.objects_pb2 import Cluster, Network, Node, Service, Task
+from orch_proto.objects_pb2 import Cluster, Network, Service, Task
 from orch_proto.types_pb2 import EndpointMode, IpamPool, NetworkAttachment, VirtualIp
 
 #: Drivers whose networks have addresses of ours.
@@ -175,10 +176,8 @@ class Allocator:
             pool.CopyFrom(network.spec.ipam.pools[0])
             subnet = check_subnet(pool.subnet, used)
         else:
-            cluster = next(iter(workspace.all(Cluster)), Cluster())
-            pools = list(cluster.spec.network.address_pools) or [defaults.ADDRESS_POOL]
-            length = cluster.spec.network.subnet_prefix_length or defaults.SUBNET_PREFIX_LENGTH
-            subnet = choose_subnet(pools, length, used.values(), _host_addresses(workspace))
+            pools, length = pools_of(next(iter(workspace.all(Cluster)), Cluster()))
+            subnet = choose_subnet(pools, length, used.values(), host_addresses(workspace))
             pool.subnet = str(subnet)
         if not pool.gateway:
             pool.gateway = str(subnet.network_address + 1)
@@ -296,15 +295,3 @@ def _take_address(book: AddressBook, task_id: str, wanted: str, attachment: Netw
     except NoAddress as error:
         return str(error)
     return ""
-
-
-def _host_addresses(workspace: Workspace) -> list[str]:
-    """Addresses of the nodes: a subnet over them would cut the nodes off."""
-    found = set()
-    for node in workspace.all(Node):
-        for text in (node.status.address, node.description.data_path_address):
-            try:
-                found.add(str(ipaddress.IPv4Address(text)))
-            except ValueError:
-                continue
-    return sorted(found)

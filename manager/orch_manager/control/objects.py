@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any, Final
 
+from orch_manager.allocator.addresses import NoAddress
+from orch_manager.allocator.planning import SubnetPlan, check_fixed_addresses
 from orch_manager.ca.removed import remember_removed
 from orch_manager.clock import Clock, IdSource
 from orch_manager.control import validation
@@ -101,8 +104,11 @@ class Objects:
     def _write_new(self, transaction: Transaction, label: str, spec: Any, object_id: str, what: str) -> StoreObject:
         kind: Any = _KINDS[label]
         item: StoreObject
+        if label == "network":
+            _refuse_without_address(what, lambda: SubnetPlan(transaction).take(spec))
         if label == "service":
             check_ports(transaction, spec, "", what)
+            _refuse_without_address(what, lambda: check_fixed_addresses(transaction, spec, {}))
             item = Service(id=object_id, spec=spec, spec_version=1)
         elif label in ("secret", "config"):
             item = kind(id=object_id, spec=spec, content_digest=hashlib.sha256(spec.data).hexdigest())
@@ -215,6 +221,7 @@ class Objects:
         if spec.annotations.name != service.spec.annotations.name:
             raise InvalidArgument(what, "a service cannot change its name", "create another service")
         check_ports(transaction, spec, service.id, what)
+        _refuse_without_address(what, lambda: check_fixed_addresses(transaction, spec, {}, service.id))
         edited, replaces = with_new_spec(service, spec, self._clock.unix_ms())
         if rollback and replaces:
             edited.update_status.state = UpdateState.UPDATE_STATE_ROLLBACK_STARTED
@@ -290,6 +297,13 @@ class Objects:
             object_id, name = await self._store.update(write, reason=f"remove {label_of(kind)}")
         _log.info("removed", kind=label_of(kind), name=name, id=object_id)
         return object_id, name, self._nodes.warnings(self._store, node, None)
+
+
+def _refuse_without_address(what: str, check: Callable[[], None]) -> None:
+    try:
+        check()
+    except NoAddress as error:
+        raise FailedPrecondition(what, str(error), "look at the networks: orch network ls") from error
 
 
 def _check(label: str, spec: Any, what: str) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from orch_manager import tasks as states
+from orch_manager.allocator.addresses import NoAddress
+from orch_manager.allocator.planning import SubnetPlan, check_fixed_addresses
 from orch_manager.allocator.ports import protocol_name
 from orch_manager.clock import IdSource
 from orch_manager.control.stacks.changes import field_changes
@@ -80,6 +82,9 @@ class Deployer:
         self._now_ms = now_ms
         self._what = f"cannot deploy stack {self._spec.name}"
         self._networks: dict[str, str] = {}
+        self._subnets = SubnetPlan(reader)
+        self._new_networks: dict[str, NetworkSpec] = {}
+        self._fixed: dict[tuple[str, str], str] = {}
         self._secrets: dict[str, str] = {}
         self._configs: dict[str, str] = {}
         self._resumed: list[Service] = []
@@ -186,7 +191,13 @@ class Deployer:
             if present is not None:
                 why = f"network {spec.annotations.name} is being removed"
                 raise FailedPrecondition(self._what, why, "repeat in a moment")
+            try:
+                self._subnets.take(spec)
+            except NoAddress as error:
+                why = f"network {spec.annotations.name}: {error}"
+                raise FailedPrecondition(self._what, why, "look at them: orch network ls") from error
             fresh = Network(id=self._ids.new(), spec=spec, stack_id=self._result.stack_id)
+            self._new_networks[fresh.id] = spec
             self._networks[spec.annotations.name] = fresh.id
             self._result.creates.append(fresh)
             self._result.note(ChangeKind.CHANGE_KIND_CREATE, fresh)
@@ -264,6 +275,7 @@ class Deployer:
 
     def _service(self, wanted: ServiceSpec) -> None:
         spec = self.resolved(wanted)
+        self._check_addresses(spec)
         name = spec.annotations.name
         present: Service | None = self._own(Service, name)
         if present is not None and present.pending_delete:
@@ -288,6 +300,21 @@ class Deployer:
             self._result.updates.append(edited)
             kind = ChangeKind.CHANGE_KIND_REPLACE if replaces else ChangeKind.CHANGE_KIND_UPDATE
             self._result.note(kind, edited, field_changes(present.spec, spec))
+
+    def _check_addresses(self, spec: ServiceSpec) -> None:
+        """Refuses fixed addresses that cannot be had, also since two services of the stack name one."""
+        name = spec.annotations.name
+        present: Service | None = self._own(Service, name)
+        todo = "choose another one"
+        try:
+            check_fixed_addresses(self._reader, spec, self._new_networks, present.id if present is not None else "")
+        except NoAddress as error:
+            raise FailedPrecondition(self._what, f"service {name}: {error}", todo) from error
+        for attachment in spec.task.networks:
+            owner = self._fixed.setdefault((attachment.target, attachment.ipv4_address), name)
+            if attachment.ipv4_address and owner != name:
+                why = f"service {name}: address {attachment.ipv4_address} is named by service {owner} too"
+                raise FailedPrecondition(self._what, why, todo)
 
     def resolved(self, wanted: ServiceSpec) -> ServiceSpec:
         """A service's specification with ids in the place of names, and its image pinned."""
