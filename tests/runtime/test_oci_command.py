@@ -119,7 +119,7 @@ def test_hooks_run_in_order_with_the_state(oci: OciRoot) -> None:
     assert oci.run("hooks", config).returncode == 0
     words = [line.split() for line in log.read_text().splitlines()]
     assert [line[0] for line in words] == list(stages)
-    assert [line[2] for line in words] == ['"creating"', '"creating"', '"creating"', '"running"', '"stopped"']
+    assert [line[2] for line in words] == ['"created"', '"created"', '"created"', '"running"', '"stopped"']
     config["hooks"]["createRuntime"] = [{"path": "/bin/false"}]
     assert "createRuntime hook /bin/false: ended with 1" in oci.run("hooks", config).stderr
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _STRICT_TARGETS = ("/proc", "/sys")
 _HARDENED = mounts.MOUNT_ATTR_RDONLY | mounts.MOUNT_ATTR_NOSUID | mounts.MOUNT_ATTR_NODEV | mounts.MOUNT_ATTR_NOEXEC
 _MS_MOVE = 8192
+_UNBINDABLE = 1 << 17  # MS_UNBINDABLE
 _SHARED_TYPES = mounts.MS_SLAVE | mounts.MS_PRIVATE | 1 << 20 | 1 << 17
 
 
@@ -35,7 +36,11 @@ def _parent_mount(path: str) -> str:
 
 def enter_rootfs(spec: ContainerSpec) -> int:
     """Separate this mount namespace from the host's and mount the rootfs on itself; returns its root's descriptor."""
-    mounts.mount("", "/", "", spec.rootfs_propagation or (mounts.MS_SLAVE | mounts.MS_REC))
+    separation = spec.rootfs_propagation or (mounts.MS_SLAVE | mounts.MS_REC)
+    if separation & _UNBINDABLE:
+        # The rootfs could not be cloned out of such mounts; the root becomes one at the end.
+        separation = separation & ~_UNBINDABLE | mounts.MS_PRIVATE
+    mounts.mount("", "/", "", separation)
     # pivot_root refuses a root whose parent mount is shared.
     if spec.rootfs_propagation & 1 << 20:
         mounts.mount("", _parent_mount(os.path.realpath(spec.rootfs)), "", mounts.MS_PRIVATE)
@@ -134,7 +139,9 @@ def _mount_cgroups(
 
 def _filesystem(mount: OciMount) -> int:
     try:
-        return mounts.detached_filesystem(mount.kind, list(mount.options), mount.set_attributes & ~0x200000)
+        # The source is only a name here, which mountinfo shows.
+        named = [("source", mount.source)] if mount.source else []
+        return mounts.detached_filesystem(mount.kind, [*named, *mount.options], mount.set_attributes & ~0x200000)
     except KernelError as error:
         # A user namespace may show no sysfs of a network namespace that is not its own: the host's is bound instead.
         if mount.kind != "sysfs" or error.number != errno.EPERM:
@@ -243,7 +250,9 @@ def change_root(spec: ContainerSpec, root_fd: int, *, pivot: bool) -> None:
     if spec.rootfs_propagation & _SHARED_TYPES:
         kind = spec.rootfs_propagation & _SHARED_TYPES
         recursive = bool(spec.rootfs_propagation & mounts.MS_REC)
-        mounts.set_mount_attributes(own, 0, propagation=kind, recursive=recursive and kind != 1 << 17, name="rootfs")
+        mounts.set_mount_attributes(
+            own, 0, propagation=kind, recursive=recursive and kind != _UNBINDABLE, name="rootfs"
+        )
     if spec.rootfs_readonly:
         mounts.set_mount_attributes(own, mounts.MOUNT_ATTR_RDONLY, name="rootfs")
     os.close(own)

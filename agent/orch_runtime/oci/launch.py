@@ -265,7 +265,8 @@ class Launcher:
         ours.send(init.MAPPED)
         receive(ours)
         record = self._record(self.pid)
-        state = oci_state(record, "creating")
+        # OCI runtime.md, "State": created is what follows the making of the environment, and hooks come after that.
+        state = oci_state(record, "created")
         for stage in ("prestart", "createRuntime"):
             run_hooks(self.spec.hooks.get(stage, ()), state, stage)
         ours.send(init.GO + json.dumps(state).encode())
