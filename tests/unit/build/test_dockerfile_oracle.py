@@ -1,16 +1,20 @@
-"""The Dockerfile parser against BuildKit's own, which the PyPI package `dockerfile` wraps."""
+"""The Dockerfile parser against BuildKit's own."""
 
 import contextlib
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Iterator, Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orch_agent.build.errors import DockerfileError
 from orch_agent.build.parser import INSTRUCTIONS, Dockerfile, parse
+from unit.build.buildkit_oracle import Oracle, oracle
 
-dockerfile = pytest.importorskip("dockerfile", reason="needs the package dockerfile (BuildKit's parser)")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("dockerfile") is None, reason="needs the package dockerfile (BuildKit's parser)"
+)
 
 _COMPARED = ("RUN", "CMD", "ENTRYPOINT", "COPY", "ADD", "USER", "WORKDIR", "EXPOSE", "VOLUME", "FROM", "ARG")
 _PIECE = st.sampled_from(
@@ -55,17 +59,24 @@ _FILE = st.tuples(
 )
 
 
+@pytest.fixture(scope="module")
+def buildkit() -> Iterator[Oracle]:
+    """BuildKit's parser."""
+    with oracle() as found:
+        yield found
+
+
 def _accepted(text: str) -> Dockerfile | None:
     with contextlib.suppress(DockerfileError):
         return parse(text)
     return None
 
 
-def _compare(text: str) -> None:
+def _compare(buildkit: Oracle, text: str) -> None:
     ours = _accepted(text)
     if ours is None:
         return
-    theirs = dockerfile.parse_string(text)
+    theirs = buildkit.parse(text)
     assert [item.keyword for item in ours.instructions] == [command.cmd.upper() for command in theirs]
     for item, command in zip(ours.instructions, theirs, strict=True):
         assert item.line == command.start_line
@@ -90,18 +101,21 @@ def _blanks_joined(words: Sequence[str]) -> list[str]:
 
 @settings(max_examples=400, deadline=None)
 @given(_FILE)
-def test_what_is_accepted_means_what_buildkit_reads(parts: tuple[str, list[str]]) -> None:
+def test_what_is_accepted_means_what_buildkit_reads(buildkit: Oracle, parts: tuple[str, list[str]]) -> None:
     """A file that is accepted has the same instructions, lines, flags, forms and words for BuildKit's parser."""
     head, lines = parts
-    _compare(head + "\n".join(["FROM scratch", *lines]) + "\n")
+    _compare(buildkit, head + "\n".join(["FROM scratch", *lines]) + "\n")
 
 
 @pytest.mark.long
-@settings(max_examples=100_000, deadline=None, derandomize=False)
+@pytest.mark.timeout(1800)
+@settings(max_examples=100_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_FILE, st.text(max_size=40))
-def test_a_hundred_thousand_files_are_read_or_refused(parts: tuple[str, list[str]], noise: str) -> None:
+def test_a_hundred_thousand_files_are_read_or_refused(
+    buildkit: Oracle, parts: tuple[str, list[str]], noise: str
+) -> None:
     """Whatever a file holds, parsing ends with instructions or a DockerfileError; BuildKit reads what is accepted."""
     head, lines = parts
     text = head + "\n".join(["FROM scratch", *lines]) + "\n"
-    _compare(text)
+    _compare(buildkit, text)
     _accepted(text[: len(text) // 2] + noise + text[len(text) // 2 :])

@@ -315,6 +315,19 @@ def some_manifest() -> Content:
 @given(st.dictionaries(_KEYS, JSON), st.sampled_from(["", *manifests.MANIFEST_TYPES, *manifests.INDEX_TYPES]))
 def test_no_manifest_does_more_than_be_refused(change: dict[str, object], kind: str) -> None:
     """Whatever a registry sends as a manifest is read, or refused as malformed."""
+    read_manifest(change, kind)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@settings(max_examples=100_000, deadline=None)
+@given(st.dictionaries(_KEYS, JSON), st.sampled_from(["", *manifests.MANIFEST_TYPES, *manifests.INDEX_TYPES]))
+def test_a_hundred_thousand_manifests(change: dict[str, object], kind: str) -> None:
+    """The same, 100,000 times."""
+    read_manifest(change, kind)
+
+
+def read_manifest(change: dict[str, object], kind: str) -> None:
     for document in (change, {**json.loads(some_manifest().manifest), **change}):
         with suppress(ImageError):
             found = manifests.read(json.dumps(document).encode(), kind)
