@@ -22,6 +22,7 @@ from orch_agent.images.tarstream import EntryKind, TarEntry, TarStream
 WHITEOUT_PREFIX = ".wh."
 OPAQUE_NAME = ".wh..wh..opq"
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_LINK_BYTES_MAX = 4095  # PATH_MAX without its NUL
 _KEPT_XATTRS = ("user.", "security.capability", "system.posix_acl_")
 
 
@@ -81,6 +82,7 @@ class Extractor:
             case EntryKind.FILE:
                 self._file(parent, name, entry, content)
             case EntryKind.SYMLINK:
+                _check_link(entry)
                 os.symlink(entry.target, name, dir_fd=parent)
                 os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
                 self._set_link_xattrs(parent, name, entry)
@@ -231,6 +233,14 @@ def kept_xattrs(entry: TarEntry) -> Iterable[tuple[str, bytes]]:
 def _set_xattrs(descriptor: int, entry: TarEntry) -> None:
     for key, value in kept_xattrs(entry):
         os.setxattr(descriptor, key, value)
+
+
+def _check_link(entry: TarEntry) -> None:
+    """Refuse what symlink(2) cannot make; where the link leads does not matter, as nothing here follows it."""
+    length = len(os.fsencode(entry.target))
+    if not length or length > _LINK_BYTES_MAX or "\0" in entry.target:
+        why = "leads nowhere" if not length else f"has a target of {length} bytes, or a NUL in it"
+        raise ArchiveRefused(f"the archive's link {entry.name[:200]!r} {why}; make the archive again")
 
 
 def _make_whiteout(parent: int, name: str) -> None:

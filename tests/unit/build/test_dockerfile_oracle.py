@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orch_agent.build.errors import DockerfileError
-from orch_agent.build.parser import INSTRUCTIONS, Dockerfile, parse
+from orch_agent.build.parser import INSTRUCTIONS, Dockerfile, Instruction, parse
 from unit.build.buildkit_oracle import Oracle, oracle
 
 pytestmark = pytest.mark.skipif(
@@ -76,11 +76,14 @@ def _compare(buildkit: Oracle, text: str) -> None:
     ours = _accepted(text)
     if ours is None:
         return
+    if any(_is_no_health_check(item) for item in ours.instructions):
+        return  # refused when it is applied, where BuildKit's parser may stumble over what follows its unknown word
     theirs = buildkit.parse(text)
     assert [item.keyword for item in ours.instructions] == [command.cmd.upper() for command in theirs]
     for item, command in zip(ours.instructions, theirs, strict=True):
         assert item.line == command.start_line
-        assert item.json_form == command.json
+        if item.keyword != "HEALTHCHECK":  # its form is read when it is applied
+            assert item.json_form == command.json
         flags = {flag.removeprefix("--").partition("=")[0] for flag in command.flags}
         assert flags == {*item.flags, *item.repeated}
         if item.json_form or item.keyword in _COMPARED:
@@ -88,6 +91,10 @@ def _compare(buildkit: Oracle, text: str) -> None:
         if item.keyword in ("ENV", "LABEL"):
             # BuildKit's parser gives key, value and the sign between them, or an empty word for the old form.
             assert _pairs(item.args) == _pairs(command.value)
+
+
+def _is_no_health_check(item: Instruction) -> bool:
+    return item.keyword == "HEALTHCHECK" and item.args[0].split(maxsplit=1)[0].upper() not in ("CMD", "NONE")
 
 
 def _pairs(words: Sequence[str]) -> list[str]:

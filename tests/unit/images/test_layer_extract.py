@@ -164,3 +164,9 @@ def test_no_descriptor_stays_open(tmp_path: Path) -> None:
     with pytest.raises(ArchiveRefused):
         unpack(tmp_path / "b", *(entry(f"d{n}/e/f", b"") for n in range(50)), entry("../x"))
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    """symlink(2) would fail on it; found by fuzzing."""
+    with pytest.raises(ArchiveRefused, match="the archive's link 'a' leads nowhere"):
+        unpack(tmp_path, symlink("a", ""))
