@@ -21,6 +21,8 @@ from orch_rpc.authorization import current_call
 from orch_rpc.errors import InvalidArgument, NotFound, OrchError, PermissionDenied, Unavailable, from_call_error
 
 _log = logs.get("images")
+#: A name of 255 and a digest.
+_REFERENCE_CHARACTERS: Final = 512
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -88,6 +90,8 @@ class ImageDelivery:
     def _check(self, what: str, request: FetchImageRequest) -> None:
         if not _DIGEST.fullmatch(request.image_id):
             raise InvalidArgument(what, f"{request.image_id[:80]!r} is no id of an image")
+        if len(request.reference) > _REFERENCE_CHARACTERS:
+            raise InvalidArgument(what, f"its name is longer than {_REFERENCE_CHARACTERS} characters")
         if len(request.chains_here) > defaults.FETCH_CHAINS_MAX:
             raise InvalidArgument(what, f"more than {defaults.FETCH_CHAINS_MAX} layers were named")
         if (request.node_id, request.image_id) in self._told:
